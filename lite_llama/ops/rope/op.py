@@ -1,0 +1,29 @@
+"""Rotary position embedding, half-split (GPT-NeoX order), in place."""
+
+from torch import Tensor
+
+from lite_llama.kernel_lib.checks import check, check_integer, check_rank, check_shape
+from lite_llama.ops.rope import reference
+
+
+def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
+    """Rotate q and k [num_tokens, num heads of each, head_dim] in place.
+
+    `cos_sin` float32 [max_positions, rotary_dim]: cosines in the first half of a row, sines in the
+    second (any scaling, such as llama3 or YaRN, is already in it). `positions` [num_tokens].
+    With rotary_dim < head_dim the dimensions behind rotary_dim stay as they are.
+    (a, b) -> (a·cos − b·sin, b·cos + a·sin), a and b the two halves (Su et al. 2021).
+    """
+    check_rank("q", q, 3)
+    check_rank("k", k, 3)
+    check_integer("positions", positions)
+    check_shape("positions", positions, (q.shape[0],))
+    check(
+        k.shape[0] == q.shape[0] and k.shape[2] == q.shape[2],
+        f"k has shape {tuple(k.shape)}, expected num_tokens and head_dim of q {tuple(q.shape)}",
+    )
+    check(
+        cos_sin.dim() == 2 and cos_sin.shape[1] % 2 == 0 and cos_sin.shape[1] <= q.shape[2],
+        f"cos_sin has shape {tuple(cos_sin.shape)}, expected [max_positions, even <= head_dim]",
+    )
+    reference.rope(q, k, cos_sin, positions)
