@@ -1,0 +1,66 @@
+"""Grouped-query attention over the paged cache."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lite_llama import ops
+from lite_llama.cache.kv_cache import LayerCache
+from lite_llama.models.config import ModelConfig
+from lite_llama.models.inputs import ForwardBatch
+from lite_llama.models.layers import Linear, RMSNorm
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Projections of one attention block; `qkv` holds query, key and value rows in that order."""
+
+    config: ModelConfig
+    qkv: Linear
+    o: Linear
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
+    cos_sin: Tensor  # float32 [max_positions, rotary_dim], shared by all layers
+
+    def __call__(self, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+        """x [num_tokens, hidden] -> [num_tokens, hidden]; writes the new keys and values."""
+        config = self.config
+        sizes = (config.q_size, config.kv_size, config.kv_size)
+        q, k, v = (
+            part.unflatten(-1, (-1, config.head_dim)) for part in self.qkv(x).split(sizes, dim=-1)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        ops.rope(q, k, self.cos_sin, batch.positions)
+        ops.kv_write(k, v, cache.k, cache.v, batch.slot_mapping)
+        return self.o(self._attend(q, batch, cache).flatten(1))
+
+    def _attend(self, q: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+        num_decodes = batch.num_decode_seqs
+        outputs = []
+        if num_decodes:
+            outputs.append(
+                ops.attention_decode(
+                    q[:num_decodes],
+                    cache.k,
+                    cache.v,
+                    block_table=batch.block_table[:num_decodes],
+                    seq_lens=batch.seq_lens[:num_decodes],
+                    window=self.config.window,
+                )
+            )
+        if batch.max_q_len:
+            outputs.append(
+                ops.attention_prefill(
+                    q[num_decodes:],
+                    cache.k,
+                    cache.v,
+                    cu_seqlens_q=batch.cu_seqlens_q,
+                    seq_lens=batch.seq_lens[num_decodes:],
+                    max_q_len=batch.max_q_len,
+                    block_table=batch.block_table[num_decodes:],
+                    window=self.config.window,
+                )
+            )
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
