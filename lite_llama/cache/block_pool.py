@@ -122,7 +122,7 @@ class BlockPool:
         return blocks, keys
 
     def remember(self, index: int, key: BlockKey) -> None:
-        """Note that an owned block is now full and holds `key`; the first block of a key is kept."""
+        """Note that an owned block is full and holds `key`; the first block of a key is kept."""
         if self.prefix_caching and key.digest not in self._by_digest:
             self._blocks[index].key = key
             self._by_digest[key.digest] = index

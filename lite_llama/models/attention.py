@@ -28,7 +28,8 @@ class Attention:
         config = self.config
         sizes = (config.q_size, config.kv_size, config.kv_size)
         q, k, v = (
-            part.unflatten(-1, (-1, config.head_dim)) for part in self.qkv(x).split(sizes, dim=-1)
+            part.unflatten(-1, (-1, config.head_dim))
+            for part in torch.split(self.qkv(x), sizes, -1)
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

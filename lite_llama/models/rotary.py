@@ -41,7 +41,7 @@ def _dynamic(rope: RopeConfig, exponents: Tensor, num_positions: int) -> Tensor:
     length = max(num_positions, rope.original_max_positions)
     stretch = rope.factor * length / rope.original_max_positions - (rope.factor - 1)
     base = rope.theta * stretch ** (rope.rotary_dim / (rope.rotary_dim - 2))
-    return 1.0 / base**exponents
+    return torch.pow(base, -exponents)
 
 
 def _llama3(rope: RopeConfig, plain: Tensor) -> Tensor:

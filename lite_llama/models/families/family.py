@@ -1,4 +1,4 @@
-"""What a family file declares: how to read its configuration, and where each parameter comes from."""
+"""What a family file declares: its configuration readers and where each parameter comes from."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, cast
 
 from lite_llama.errors import ModelFileError, UnsupportedModel
-from lite_llama.models.config import ModelConfig, RopeConfig
+from lite_llama.models.config import ModelConfig, RopeConfig, RopeKind
 
 # Hugging Face keys that change the mathematics, with the values the decoder implements.
 _IMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
@@ -23,8 +23,6 @@ _IMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
 }
 
 _ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
-
-_Number = TypeVar("_Number", int, float)
 
 
 def whole(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -57,7 +55,7 @@ def flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 
 def read_common_hf(config: Mapping[str, Any], family: str) -> ModelConfig:
-    """The fields that every Llama-like config.json spells alike; refuses what is not implemented."""
+    """The fields that Llama-like config.json files share; refuses what is not implemented."""
     for key, allowed in _IMPLEMENTED.items():
         value = config.get(key)
         if value is not None and value not in allowed:
@@ -114,7 +112,7 @@ def read_hf_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -
     attention_factor = scaling.get("attention_factor")
     return replace(
         plain,
-        kind=kind,
+        kind=cast(RopeKind, kind),
         factor=real(scaling, "factor"),
         original_max_positions=original,
         low_freq_factor=real(scaling, "low_freq_factor", 1.0),

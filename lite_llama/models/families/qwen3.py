@@ -13,9 +13,7 @@ def read_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json of Qwen3ForCausalLM, whose head_dim is 128 where it gives none."""
     bias = flag(config, "attention_bias", default=False)
     with_head_dim = {**config, "head_dim": config.get("head_dim") or 128}
-    return replace(
-        read_common_hf(with_head_dim, "qwen3"), qk_norm=True, qkv_bias=bias, o_bias=bias
-    )
+    return replace(read_common_hf(with_head_dim, "qwen3"), qk_norm=True, qkv_bias=bias, o_bias=bias)
 
 
 def read_gguf_config(metadata: Mapping[str, Any]) -> ModelConfig:
