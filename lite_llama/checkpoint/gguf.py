@@ -301,8 +301,8 @@ def _check_vocabulary(
             )
     for kind in ("bos", "eos", "eot", "eom", "unknown"):
         key = f"tokenizer.ggml.{kind}_token_id"
-        value = metadata.get(key, 0)
-        if type(value) is not int or not 0 <= value < len(tokens):
+        value = metadata.get(key)
+        if value is not None and (type(value) is not int or not 0 <= value < len(tokens)):
             raise header.error(
                 f"key '{key}' is {quote(str(value))}, an id below {len(tokens)} is expected"
             )

@@ -42,13 +42,16 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     try:
         is_directory, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError) as error:  # a name too long; a NUL in it
-        raise ModelNotFound(f"{quote(str(path))} cannot be a path ({error})") from None
+    except OSError as error:  # a name too long, a directory closed to us
+        raise ModelNotFound(
+            f"{quote(str(path))} cannot be opened ({error.strerror}); check the path"
+        ) from None
     if is_directory:
         return _open_directory(path)
     if not exists:
         raise ModelNotFound(
-            f"{path} does not exist; nothing is downloaded, so give a directory or a .gguf file"
+            f"{str(path)!r} does not exist; nothing is downloaded, so give a directory or a "
+            ".gguf file"
         )
     if path.suffix in PICKLE_SUFFIXES:
         raise UnsupportedModel(

