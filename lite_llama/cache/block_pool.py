@@ -117,9 +117,12 @@ class BlockPool:
             self._own(index)
             blocks.append(index)
             keys.append(parent)
-        self.stats.num_queried_tokens += len(token_ids)
-        self.stats.num_hit_tokens += len(blocks) * self.block_size
         return blocks, keys
+
+    def count_query(self, num_queried_tokens: int, num_hit_tokens: int) -> None:
+        """Add one admitted request to the prefix cache's statistics."""
+        self.stats.num_queried_tokens += num_queried_tokens
+        self.stats.num_hit_tokens += num_hit_tokens
 
     def remember(self, index: int, key: BlockKey) -> None:
         """Note that an owned block is full and holds `key`; the first block of a key is kept."""

@@ -26,11 +26,9 @@ class Attention:
     def __call__(self, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
         """x [num_tokens, hidden] -> [num_tokens, hidden]; writes the new keys and values."""
         config = self.config
-        sizes = (config.q_size, config.kv_size, config.kv_size)
-        q, k, v = (
-            part.unflatten(-1, (-1, config.head_dim))
-            for part in torch.split(self.qkv(x), sizes, -1)
-        )
+        num_q, num_kv = config.num_q_heads, config.num_kv_heads
+        heads = self.qkv(x).view(x.shape[0], -1, config.head_dim)
+        q, k, v = heads[:, :num_q], heads[:, num_q : num_q + num_kv], heads[:, num_q + num_kv :]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         ops.rope(q, k, self.cos_sin, batch.positions)

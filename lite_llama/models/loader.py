@@ -17,6 +17,7 @@ from lite_llama.layouts.dense import DenseWeight
 from lite_llama.layouts.encoded_rows import EncodedRows
 from lite_llama.layouts.int4_groups import GROUP_SIZE, ROW_MULTIPLE, Int4Groups
 from lite_llama.layouts.packed_weight import PackedWeight
+from lite_llama.layouts.refined_rows import RefinedRows
 from lite_llama.models.attention import Attention
 from lite_llama.models.config import ModelConfig
 from lite_llama.models.decoder import Block, Decoder
@@ -215,7 +216,13 @@ class _Packer:
             return self._dense(source)
         if len(source.shape) == 1:
             return self._decode(source).to(self.device, self.precision.activations)
-        if keeps_format and self._fits_int4(source):
+        if keeps_format and source.name == "head.weight":
+            return RefinedRows(self._matrix(source), self._encoded_rows(source))
+        return self._matrix(source)
+
+    def _matrix(self, source: ParameterSource) -> PackedWeight:
+        formats = {raw.format for raw, _ in source.parts}
+        if self.precision.weights is None and self._fits_int4(source):
             if formats <= _INT4_FORMATS.keys():
                 return self._int4(source)
             if formats == {"Q8_0"}:

@@ -1,0 +1,137 @@
+"""What is asked of an engine (EngineConfig), and what that means on this machine (EnginePlan)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lite_llama.errors import ConfigError
+from lite_llama.models.config import ModelConfig
+from lite_llama.models.loader import Precision, resolve_precision
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+_DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
+# Steps above this gain nothing: the matrix products are saturated (2 cores; a GPU needs more).
+_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+_NUM_SEQS = {"cpu": 16, "cuda": 256}
+# Share of the free memory that the cache may take on the CPU, where other programs live too.
+_CPU_CACHE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of an engine; None asks for what suits model and machine.
+
+    dtype: `auto` keeps a file's quantisation where this device multiplies it directly (on the CPU:
+    Q4_0, Q4_1, Q8_0) and computes in bfloat16 on a GPU; `float32` decodes all weights exactly.
+    max_model_len: longest prompt plus answer. max_num_seqs: most sequences in one step.
+    max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
+    block_size: tokens a KV block. num_blocks: KV blocks in all. prefix_caching: keep and reuse
+    the blocks of known prefixes. gpu_memory_utilization: share of the GPU's memory to fill.
+    """
+
+    dtype: DTypeName = "auto"
+    device: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    num_blocks: int | None = None
+    prefix_caching: bool = True
+    gpu_memory_utilization: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPE_NAMES:
+            raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(_DTYPE_NAMES)}")
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_blocks"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, limit 1; raise it or leave it out")
+        if self.block_size not in (8, 16, 32, 64, 128, 256):
+            raise ConfigError(
+                f"block_size is {self.block_size}, expected 8, 16, 32, 64, 128 or 256"
+            )
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}, limit (0, 1]"
+            )
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """An EngineConfig resolved for a model and a machine; `num_blocks` follows after loading."""
+
+    device: torch.device
+    precision: Precision
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    prefix_caching: bool
+
+
+def resolve(config: EngineConfig, model: ModelConfig) -> EnginePlan:
+    """Settle every open choice; ConfigError where a request cannot be met."""
+    device = resolve_device(config.device)
+    default_len = (
+        model.rope.original_max_positions if model.rope.kind == "dynamic" else model.max_positions
+    )
+    max_model_len = config.max_model_len or default_len
+    if max_model_len > model.max_positions:
+        raise ConfigError(
+            f"max_model_len is {max_model_len}, limit {model.max_positions} positions of the "
+            "model; lower it"
+        )
+    max_num_seqs = config.max_num_seqs or _NUM_SEQS[device.type]
+    budget = config.max_num_batched_tokens or _BATCHED_TOKENS[device.type]
+    if budget < max_num_seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens is {budget}, limit max_num_seqs = {max_num_seqs}: every "
+            "running sequence needs one token a step; raise it"
+        )
+    return EnginePlan(
+        device=device,
+        precision=resolve_precision(config.dtype, device),
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        block_size=config.block_size,
+        prefix_caching=config.prefix_caching,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU if there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device is {name!r}, expected auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}, expected auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, but torch sees no GPU; use --device cpu")
+    return device
+
+
+def choose_num_blocks(
+    config: EngineConfig, plan: EnginePlan, model: ModelConfig, free_bytes: int
+) -> int:
+    """KV blocks to allocate, given the free memory after the weights are loaded."""
+    block_bytes = plan.block_size * model.kv_bytes_per_token(plan.precision.activations.itemsize)
+    per_sequence = -(-plan.max_model_len // plan.block_size)
+    if config.num_blocks is not None:
+        return config.num_blocks
+    if plan.device.type == "cpu":
+        # Room for two full contexts; pages that are never written take no memory.
+        affordable = int(free_bytes * _CPU_CACHE_SHARE) // block_bytes
+        return max(1, min(2 * per_sequence, affordable))
+    affordable = int(free_bytes * config.gpu_memory_utilization) // block_bytes
+    if affordable < per_sequence:
+        raise ConfigError(
+            f"the KV cache of one context of {plan.max_model_len} tokens takes "
+            f"{per_sequence * block_bytes / 2**30:.1f} GiB, limit "
+            f"{affordable * block_bytes / 2**30:.1f} GiB of free memory; lower max_model_len"
+        )
+    return min(affordable, plan.max_num_seqs * per_sequence)

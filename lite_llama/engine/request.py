@@ -1,0 +1,76 @@
+"""A request on its way through the engine, and what each step says of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lite_llama.cache.block_pool import BlockKey
+from lite_llama.engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(eq=False)
+class Request:
+    """State of one sequence. The scheduler alone changes it; identity is equality."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    stop_token_ids: frozenset[int]  # the request's own and, unless it ignores them, the model's
+    max_total_tokens: int  # prompt and answer
+    cache_salt: str = ""
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache at first admission
+    num_preemptions: int = 0
+    blocks: list[int] = field(default_factory=list)
+    block_keys: list[BlockKey] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known so far, prompt and output."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Known tokens whose keys and values are not in the cache yet."""
+        return self.num_tokens - self.num_computed_tokens
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Known tokens start..stop, across prompt and output."""
+        split = len(self.prompt_token_ids)
+        if stop <= split:
+            return self.prompt_token_ids[start:stop]
+        if start >= split:
+            return self.output_token_ids[start - split : stop - split]
+        return self.prompt_token_ids[start:] + self.output_token_ids[: stop - split]
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token and its log-probability under the model's own distribution."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1 = most likely
+
+
+# The chosen (or prompt) token first, then the most likely ones in order.
+TokenLogprobs = Sequence[TokenLogprob]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step brought for one request: a token, and the end if it came."""
+
+    request_id: str
+    token_id: int
+    logprobs: TokenLogprobs | None
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None  # with the first token, if asked
+    finish_reason: FinishReason | None
+    stop_token_id: int | None  # the id that ended it, if one did
+    num_cached_tokens: int

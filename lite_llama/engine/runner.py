@@ -1,0 +1,30 @@
+"""Runs the decoder over planned steps: owns the weights and the KV cache, and nothing else."""
+
+import torch
+from torch import Tensor
+
+from lite_llama.cache.kv_cache import KVCache
+from lite_llama.engine import batch
+from lite_llama.engine.config import EnginePlan
+from lite_llama.engine.scheduler import Scheduled
+from lite_llama.models.decoder import Decoder
+
+
+class Runner:
+    """One model on one device."""
+
+    def __init__(self, decoder: Decoder, plan: EnginePlan, num_blocks: int) -> None:
+        model = decoder.config
+        self.decoder = decoder
+        self.plan = plan
+        self.kv_cache = KVCache.allocate(
+            (model.num_layers, num_blocks, plan.block_size, model.num_kv_heads, model.head_dim),
+            plan.precision.activations,
+            plan.device,
+        )
+
+    @torch.inference_mode()
+    def run(self, planned: list[Scheduled], *, all_logits: bool = False) -> Tensor:
+        """Logits, float32 [num_wanted_rows, vocab], of an ordered plan (see `batch.build`)."""
+        inputs = batch.build(planned, self.plan.block_size, self.plan.device, all_logits=all_logits)
+        return self.decoder.forward(inputs, self.kv_cache)

@@ -1,0 +1,171 @@
+"""Who runs in the next step, with how many tokens, in which blocks. Plain Python, no tensors.
+
+Every request is treated alike: it has known tokens (prompt, then output) of which some are
+computed. A step computes up to a budget of pending tokens: one each for requests that decode, a
+chunk for those whose prompt is longer. Running requests go first, then waiting ones in order of
+arrival. When blocks run out, the newest running request gives its blocks back and waits at the
+front; its tokens are kept and computed again, mostly from the prefix cache.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lite_llama.cache.block_pool import BlockPool, block_key
+from lite_llama.engine.request import Request
+from lite_llama.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """One request's share of a step: its next `num_new_tokens` pending tokens."""
+
+    request: Request
+    num_new_tokens: int
+
+    @property
+    def draws_token(self) -> bool:
+        """Whether the step reaches the request's last known token, so that a new one is drawn."""
+        return self.num_new_tokens == self.request.num_pending_tokens
+
+
+class Scheduler:
+    """Owns the queues, and the block pool's use."""
+
+    def __init__(self, pool: BlockPool, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether any request runs or waits."""
+        return bool(self.waiting or self.running)
+
+    def add(self, request: Request) -> None:
+        """Queue a request; RequestError if it could never fit into the cache."""
+        needed = -(-request.max_total_tokens // self.pool.block_size)
+        if needed > self.pool.num_blocks:
+            limit = self.pool.num_blocks * self.pool.block_size
+            raise RequestError(
+                f"prompt and answer take up to {request.max_total_tokens} tokens, limit {limit} "
+                "tokens of KV cache; lower max_tokens or raise num_blocks",
+                param="max_tokens",
+            )
+        self.waiting.append(request)
+
+    def abort(self, request: Request) -> None:
+        """End a request at once and free its blocks."""
+        if request in self.running:
+            self.running.remove(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        else:
+            return
+        request.finish_reason = "abort"
+        self._release(request)
+
+    def plan(self) -> list[Scheduled]:
+        """The next step; empty when nothing can run."""
+        budget = self.max_num_batched_tokens
+        planned: list[Scheduled] = []
+        preempted = False
+        index = 0
+        while index < len(self.running):
+            request = self.running[index]
+            count = min(request.num_pending_tokens, budget)
+            if count == 0:
+                break
+            while not self._reserve(request, count):
+                self._preempt(self.running[-1])
+                preempted = True
+                if request not in self.running[index:]:
+                    break
+            else:
+                planned.append(Scheduled(request, count))
+                budget -= count
+                index += 1
+        if not preempted:
+            planned += self._admit(budget)
+        return planned
+
+    def commit(self, planned: list[Scheduled], tokens: Mapping[str, int]) -> None:
+        """Book a finished step: `tokens` maps the ids of requests that drew one to their token."""
+        for scheduled in planned:
+            request = scheduled.request
+            if request.finish_reason is not None:
+                continue
+            draws = scheduled.draws_token
+            request.num_computed_tokens += scheduled.num_new_tokens
+            self._remember_full_blocks(request)
+            if draws:
+                self._append(request, tokens[request.request_id])
+
+    def _append(self, request: Request, token: int) -> None:
+        request.output_token_ids.append(token)
+        num_outputs = len(request.output_token_ids)
+        if token in request.stop_token_ids and num_outputs > request.params.min_tokens:
+            request.finish_reason = "stop"
+            request.stop_token_id = token
+        elif request.num_tokens >= request.max_total_tokens:
+            request.finish_reason = "length"
+        if request.finish_reason is not None:
+            self.running.remove(request)
+            self._release(request)
+
+    def _admit(self, budget: int) -> list[Scheduled]:
+        planned: list[Scheduled] = []
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            request = self.waiting[0]
+            if request.params.prompt_logprobs is None:
+                # The last token is always computed: the next one is drawn from its logits.
+                known = request.tokens(0, request.num_tokens - 1)
+                request.blocks, request.block_keys = self.pool.match(known, request.cache_salt)
+            request.num_computed_tokens = len(request.blocks) * self.pool.block_size
+            count = min(request.num_pending_tokens, budget)
+            if not self._reserve(request, count):
+                self._release(request)
+                break
+            if not request.num_preemptions:
+                request.num_cached_tokens = request.num_computed_tokens
+                self.pool.count_query(request.num_tokens, request.num_computed_tokens)
+            self.waiting.popleft()
+            self.running.append(request)
+            planned.append(Scheduled(request, count))
+            budget -= count
+        return planned
+
+    def _reserve(self, request: Request, count: int) -> bool:
+        """Give the request blocks for `count` more tokens; False if there are not enough."""
+        total = -(-(request.num_computed_tokens + count) // self.pool.block_size)
+        missing = total - len(request.blocks)
+        if missing > self.pool.num_available:
+            return False
+        request.blocks += self.pool.allocate(missing)
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self._release(request)
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _release(self, request: Request) -> None:
+        self.pool.release(request.blocks)
+        request.blocks = []
+        request.block_keys = []
+        request.num_computed_tokens = 0
+
+    def _remember_full_blocks(self, request: Request) -> None:
+        size = self.pool.block_size
+        while (len(request.block_keys) + 1) * size <= request.num_computed_tokens:
+            index = len(request.block_keys)
+            parent = request.block_keys[-1] if request.block_keys else None
+            tokens = request.tokens(index * size, (index + 1) * size)
+            key = block_key(parent, tokens, request.cache_salt)
+            request.block_keys.append(key)
+            self.pool.remember(request.blocks[index], key)
