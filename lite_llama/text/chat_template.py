@@ -1,0 +1,151 @@
+"""A model's chat template: messages to the prompt's text.
+
+Templates are programs that come with the model file, so they are run as hostile ones: by
+minijinja with a bound on steps, in a child process with a bound on memory and time
+(template_worker.py), on plain JSON values.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import minijinja
+
+from lite_llama.errors import ModelFileError, RequestError
+from lite_llama.text.template_worker import compile_template
+
+_SOURCE_LIMIT = 1 << 20
+_TIME_LIMIT_S = 2.0
+_STOPPED = "the chat template was stopped: over 256 MiB or 2 s, or minijinja broke; send less"
+_OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
+
+
+def read_hf_template(directory: Path) -> str | None:
+    """The chat template of a Hugging Face directory: `chat_template.jinja`, or the entry (of
+    several, the one called "default") in `chat_template.json` or `tokenizer_config.json`; None if
+    there is none. Raises ModelFileError if a file is broken."""
+    path = directory / "chat_template.jinja"
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        for path in (directory / "chat_template.json", directory / "tokenizer_config.json"):
+            content = json.loads(path.read_bytes()) if path.is_file() else {}
+            source = content.get("chat_template") if isinstance(content, dict) else None
+            if isinstance(source, list):
+                named = {entry["name"]: entry["template"] for entry in source}
+                source = named.get("default")
+            if isinstance(source, str):
+                return source
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{path} holds no usable chat template: {error!r}") from error
+    return None
+
+
+class ChatTemplate:
+    """One chat template; safe to share between threads, which render one after another.
+
+    Raises ModelFileError if there is no template (`source` is None) or it cannot be parsed. A
+    model without one is not given another model's format: its answers would be quietly worse.
+    """
+
+    def __init__(self, source: str | None, *, bos_token: str, eos_token: str) -> None:
+        if source is None:
+            raise ModelFileError(
+                "the model has no chat template: use plain completion, or put its template into"
+                " chat_template.jinja beside the weights"
+            )
+        if len(source) > _SOURCE_LIMIT:
+            raise ModelFileError(
+                f"the chat template has {len(source)} characters, limit {_SOURCE_LIMIT}"
+            )
+        try:
+            compile_template(source)
+        except minijinja.TemplateError as error:
+            raise ModelFileError(
+                f"the chat template has an error on line {error.line}: {error.message}"
+            ) from error
+        self._source = source
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._lock = threading.Lock()
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """Return the prompt for `messages` (`{"role", "content", ...}`, JSON values only).
+
+        `kwargs` are further variables of the template. Raises RequestError, `param="messages"`,
+        if the template refuses the messages, fails on them, or passes a limit: 10**6 steps,
+        4 characters out for each one in plus 64 KiB, 256 MiB, 2 s.
+        """
+        taken = sorted(_OWN_VARIABLES & kwargs.keys())
+        if taken:
+            raise RequestError(
+                f"the template variable {taken[0]} cannot be set by a request; leave it out",
+                param="chat_template_kwargs",
+            )
+        variables = {
+            **kwargs,
+            **self._tokens,
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            line = json.dumps(variables, ensure_ascii=False).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(
+                f"messages and tools must be JSON values: {error}", param="messages"
+            ) from error
+        with self._lock:
+            answer = self._ask(line)
+        if "text" not in answer:
+            raise RequestError(answer["error"].partition("\n")[0], param="messages")
+        return answer["text"]
+
+    def _ask(self, line: bytes) -> dict[str, str]:
+        if self._worker is None or self._worker.poll() is not None:
+            self._worker = self._start_worker()
+        pipe_in, pipe_out = self._worker.stdin, self._worker.stdout
+        assert pipe_in is not None and pipe_out is not None
+        timer = threading.Timer(_TIME_LIMIT_S, self._worker.kill)
+        timer.start()
+        try:
+            pipe_in.write(line)
+            pipe_in.flush()
+            answer = pipe_out.readline()
+        except BrokenPipeError:
+            answer = b""
+        finally:
+            timer.cancel()
+        if not answer:
+            _stop(self._worker)
+            return {"error": _STOPPED}
+        content: dict[str, str] = json.loads(answer)
+        return content
+
+    def _start_worker(self) -> subprocess.Popen[bytes]:
+        # -P: the worker's directory is not searched for modules.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))]
+        worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        weakref.finalize(self, _stop, worker)
+        assert worker.stdin is not None
+        worker.stdin.write(json.dumps(self._source).encode() + b"\n")
+        return worker
+
+
+def _stop(worker: subprocess.Popen[bytes]) -> None:
+    worker.kill()
+    worker.communicate()
