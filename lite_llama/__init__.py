@@ -1,0 +1,61 @@
+"""LLM inference in readable Python, with GPU kernels in Triton."""
+
+from typing import TYPE_CHECKING, Any
+
+from lite_llama.errors import (
+    ConfigError,
+    ContextTooLong,
+    EngineError,
+    LiteLlamaError,
+    ModelFileError,
+    ModelNotFound,
+    OperatorError,
+    RequestError,
+    UnsupportedModel,
+)
+
+if TYPE_CHECKING:
+    from lite_llama.engine.config import EngineConfig
+    from lite_llama.engine.sampling_params import SamplingParams
+    from lite_llama.llm import LLM, CompletionOutput, RequestMetrics, RequestOutput, TextChunk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "ConfigError",
+    "ContextTooLong",
+    "EngineConfig",
+    "EngineError",
+    "LiteLlamaError",
+    "ModelFileError",
+    "ModelNotFound",
+    "OperatorError",
+    "RequestError",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "TextChunk",
+    "UnsupportedModel",
+]
+
+# torch takes two seconds to import: `lite-llama --help` and `import lite_llama.errors` wait for none
+# of it.
+_LAZY = {
+    "LLM": "lite_llama.llm",
+    "CompletionOutput": "lite_llama.llm",
+    "RequestMetrics": "lite_llama.llm",
+    "RequestOutput": "lite_llama.llm",
+    "TextChunk": "lite_llama.llm",
+    "EngineConfig": "lite_llama.engine.config",
+    "SamplingParams": "lite_llama.engine.sampling_params",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lite_llama' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """What is asked of an engine (EngineConfig), and what that means on this machine (EnginePlan)."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -135,3 +136,10 @@ def choose_num_blocks(
             f"{affordable * block_bytes / 2**30:.1f} GiB of free memory; lower max_model_len"
         )
     return min(affordable, plan.max_num_seqs * per_sequence)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -63,6 +63,7 @@ class StopStrings:
         self._include_stop = include_stop
         self._held = ""
         self._stopped = False
+        self.matched: str | None = None  # the stop string that was found
 
     def push(self, text: str) -> tuple[str, bool]:
         """Return the text that can no longer become part of a stop string, and whether one was
@@ -74,6 +75,7 @@ class StopStrings:
             stop_length = self._advance(char)
             if stop_length:
                 self._stopped, self._held = True, ""
+                self.matched = pending[end - stop_length : end]
                 return pending[: end if self._include_stop else end - stop_length], True
         safe = len(pending) - max(self._matched, default=0)
         self._held = pending[safe:]

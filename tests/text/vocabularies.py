@@ -8,10 +8,7 @@ import random
 from pathlib import Path
 
 VOCAB = Path(__file__).parents[1] / "data" / "vocab"
-NAMES = (
-    "llama-bpe qwen2 qwen35 gpt-2 llama-spm phi-3 deepseek-coder deepseek-llm starcoder refact"
-    " falcon mpt"
-).split()
+NAMES = ["llama-bpe", "qwen2", "qwen35", "gpt-2", "llama-spm", "phi-3", "deepseek-coder", "deepseek-llm", "starcoder", "refact", "falcon", "mpt"]
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,0 +1,222 @@
+"""The `lite-llama` command: flags to settings, results to the terminal, errors to one line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lite_llama.errors import LiteLlamaError
+
+if TYPE_CHECKING:
+    from lite_llama.engine.sampling_params import SamplingParams
+    from lite_llama.llm import LLM, TextChunk
+
+app = typer.Typer(
+    help="LLM inference in readable Python, with GPU kernels in Triton.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Hugging Face directory or .gguf file; the small default if absent."
+    ),
+]
+DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt plus answer, in tokens.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own.")]
+TopP = Annotated[float | None, typer.Option(help="Nucleus sampling, in (0, 1].")]
+TopK = Annotated[int | None, typer.Option(help="Sample from the k likeliest tokens.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draw, for repeatable answers.")]
+
+
+def main() -> None:
+    """Entry point: one line and exit code 2 for an error the user can mend, 130 for Ctrl-C."""
+    try:
+        app(standalone_mode=True)
+    except LiteLlamaError as error:
+        print(f"lite-llama: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The question, or the text to go on with.")],
+    model: Model = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Complete the text as it is, without chat template.")
+    ] = False,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    dtype: DType = "auto",
+    device: Device = "auto",
+    max_model_len: MaxModelLen = None,
+) -> None:
+    """Answer one prompt, streaming."""
+    with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
+        params = _params(
+            llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        if raw:
+            _show(llm.stream(prompt, params))
+        else:
+            if not prompt:
+                llm.engine.add("", [], params)
+            _show(llm.stream(llm.render_chat([{"role": "user", "content": prompt}]), params))
+
+
+@app.command()
+def chat(
+    model: Model = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    seed: Seed = None,
+    dtype: DType = "auto",
+    device: Device = "auto",
+    max_model_len: MaxModelLen = None,
+) -> None:
+    """Talk with the model: /reset forgets, /exit leaves, Ctrl-C stops an answer."""
+    with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
+        params = _params(
+            llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        )
+        opening = [{"role": "system", "content": system}] if system else []
+        print('/reset forgets, /exit leaves, """ opens and closes several lines, Ctrl-C stops.')
+        history = list(opening)
+        for text in _lines_from_user():
+            if text == "/exit":
+                break
+            if text == "/reset":
+                history = list(opening)
+                print("(forgotten)")
+                continue
+            history.append({"role": "user", "content": text})
+            answer = _answer(llm, history, params)
+            if answer is None:
+                history.pop()
+            else:
+                history.append({"role": "assistant", "content": answer})
+
+
+def _answer(llm: "LLM", history: list[dict[str, str]], params: "SamplingParams") -> str | None:
+    """The streamed answer (cut short by Ctrl-C), or None if the conversation was refused."""
+    pieces: list[str] = []
+    try:
+        _show(llm.stream(llm.render_chat(history), params), pieces)
+    except KeyboardInterrupt:
+        print("\n(stopped)")
+    except LiteLlamaError as error:
+        print(f"lite-llama: {error}", file=sys.stderr)
+        return None
+    return "".join(pieces)
+
+
+def _lines_from_user() -> Iterator[str]:
+    """Messages typed or piped in; several lines between two lines of three quotes are one."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            text = input(prompt).strip()
+            if text == '"""':
+                lines: list[str] = []
+                while (line := input("")) != '"""':
+                    lines.append(line)
+                text = "\n".join(lines)
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print("\n(/exit or Ctrl-D leaves)")
+            continue
+        if text:
+            yield text
+
+
+@contextmanager
+def _loaded(model: str | None, **settings: Any) -> Iterator["LLM"]:
+    """The model, loaded behind a progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("Loading weights"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("load", total=None)
+        from lite_llama.llm import LLM
+
+        llm = LLM(
+            model,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            **settings,
+        )
+    with llm:
+        yield llm
+
+
+def _params(llm: "LLM", **flags: Any) -> "SamplingParams":
+    """The model's defaults, changed by the flags that were given."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    return replace(llm.default_sampling_params(), **given)
+
+
+def _show(chunks: Iterator["TextChunk"], pieces: list[str] | None = None) -> None:
+    """Print a streamed answer as it comes, then its figures on stderr."""
+    for chunk in chunks:
+        print(chunk.text, end="", flush=True)
+        if pieces is not None:
+            pieces.append(chunk.text)
+        if chunk.metrics is not None:
+            figures = chunk.metrics
+            cached = f" ({figures.num_cached_tokens} cached)" if figures.num_cached_tokens else ""
+            print(flush=True)
+            print(
+                f"[{figures.num_prompt_tokens} prompt tokens{cached}, "
+                f"{figures.num_generated_tokens} generated, "
+                f"first token after {figures.time_to_first_token_s * 1e3:.0f} ms, "
+                f"{figures.tokens_per_s:.1f} tokens/s]",
+                file=sys.stderr,
+            )
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str | None, typer.Argument(help="Directory, .gguf file, or llama-3.2-1b as an example.")
+    ] = None,
+    prompt_len: Annotated[int, typer.Option(help="Tokens of the prefill step shown.")] = 128,
+) -> None:
+    """Show a model's configuration, its parameter map, its sizes and the shapes of a step."""
+    from lite_llama.inspection import describe
+
+    print(describe(model, prompt_len))
+
+
+@app.command()
+def doctor() -> None:
+    """Show device, versions, free memory, kernel cache and model locations."""
+    from lite_llama.inspection import diagnose
+
+    print(diagnose())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,435 @@
+"""The Python API: text in, text out."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from lite_llama.checkpoint.default_model import find_default_model
+from lite_llama.checkpoint.reader import Checkpoint, open_checkpoint
+from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memory, resolve
+from lite_llama.engine.engine import Engine
+from lite_llama.engine.request import FinishReason, StepOutput, TokenLogprobs
+from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.errors import ContextTooLong, ModelFileError, RequestError
+from lite_llama.models.loader import load_decoder, read_config
+from lite_llama.text.chat_template import ChatTemplate
+from lite_llama.text.stream import IncrementalDetokenizer, StopStrings
+from lite_llama.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+
+# A prompt of more bytes than this times max_model_len cannot fit; it is refused unread.
+_MAX_BYTES_PER_TOKEN = 8
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """Counts and times of one request."""
+
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_generated_tokens: int
+    time_to_first_token_s: float
+    generation_s: float  # from the first token to the last
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Rate of the tokens after the first; 0.0 if there was only one."""
+        if self.num_generated_tokens < 2 or self.generation_s <= 0:
+            return 0.0
+        return (self.num_generated_tokens - 1) / self.generation_s
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """A piece of a streamed answer. The last one carries finish_reason and metrics."""
+
+    index: int  # which of the n completions
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    metrics: RequestMetrics | None = None
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One completion of a prompt."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None  # the token id or string that ended it
+    metrics: RequestMetrics
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A prompt and its completions."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None
+    outputs: list[CompletionOutput]
+    num_cached_tokens: int
+
+
+@dataclass
+class _Completion:
+    """One sequence being generated: its text so far, and the chunks not yet handed out."""
+
+    request_id: str
+    index: int
+    params: SamplingParams
+    num_prompt_tokens: int
+    detokenizer: IncrementalDetokenizer | None
+    stops: StopStrings
+    started: float = field(default_factory=time.perf_counter)
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    chunks: deque[TextChunk] = field(default_factory=deque)
+
+    def push(self, step: StepOutput) -> None:
+        """Take in one step's token; sets finish_reason when the answer ends with it."""
+        self.last_token_at = time.perf_counter()
+        if not self.token_ids:
+            self.first_token_at = self.last_token_at
+            self.prompt_logprobs = step.prompt_logprobs
+            self.num_cached_tokens = step.num_cached_tokens
+        self.token_ids.append(step.token_id)
+        if step.logprobs is not None:
+            self.logprobs.append(step.logprobs)
+        self.finish_reason = step.finish_reason
+        self.stop_reason = step.stop_token_id
+        piece = self._text_of(step)
+        self.text += piece
+        self.chunks.append(
+            TextChunk(
+                self.index,
+                piece,
+                (step.token_id,),
+                self.finish_reason,
+                None if self.finish_reason is None else self.metrics(),
+            )
+        )
+
+    def _text_of(self, step: StepOutput) -> str:
+        if self.detokenizer is None:
+            return ""
+        hidden = step.stop_token_id is not None and not self.params.include_stop_str_in_output
+        new = "" if hidden else self.detokenizer.push([step.token_id])
+        if step.finish_reason is not None:
+            new += self.detokenizer.finish()
+        piece, stopped = self.stops.push(new)
+        if stopped:
+            self.finish_reason = "stop"
+            self.stop_reason = self.stops.matched
+            return piece
+        return piece + self.stops.finish() if step.finish_reason is not None else piece
+
+    def metrics(self) -> RequestMetrics:
+        """Counts and times so far."""
+        return RequestMetrics(
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            num_generated_tokens=len(self.token_ids),
+            time_to_first_token_s=self.first_token_at - self.started,
+            generation_s=self.last_token_at - self.first_token_at,
+        )
+
+    def output(self) -> CompletionOutput:
+        """The finished completion."""
+        asked = self.params.logprobs is not None
+        return CompletionOutput(
+            index=self.index,
+            text=self.text,
+            token_ids=self.token_ids,
+            cumulative_logprob=sum(row[0].logprob for row in self.logprobs) if asked else None,
+            logprobs=self.logprobs if asked else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            metrics=self.metrics(),
+        )
+
+
+class LLM:
+    """A loaded model, ready to answer.
+
+    `model` is a Hugging Face directory, a `.gguf` file, or None for the small default model.
+    Further keywords are the fields of EngineConfig (`LLM(path, dtype="float32")`).
+    `progress(done_bytes, total_bytes)` is called while weights load.
+    Raises ModelFileError for an unusable model, ConfigError for impossible settings.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        config = EngineConfig(**settings)
+        checkpoint = open_checkpoint(find_default_model() if model is None else model)
+        self.model_config = read_config(checkpoint)
+        self.plan = resolve(config, self.model_config)
+        decoder = load_decoder(
+            checkpoint,
+            self.model_config,
+            self.plan.precision,
+            device=self.plan.device,
+            num_positions=self.plan.max_model_len,
+            progress=progress,
+        )
+        free_bytes = free_memory(self.plan.device)
+        num_blocks = choose_num_blocks(config, self.plan, self.model_config, free_bytes)
+        self._checkpoint = checkpoint
+        self._tokenizer = _read_tokenizer(checkpoint)
+        self._chat_template: ChatTemplate | None = None
+        self._live: dict[str, _Completion] = {}
+        self._ids = count()
+        eos = _eos_ids(checkpoint, self._tokenizer)
+        self.engine = Engine(decoder, self.plan, num_blocks, eos)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; ModelFileError if it came without one."""
+        if self._tokenizer is None:
+            raise ModelFileError(
+                f"{self._checkpoint.path} has no tokenizer.json; give prompts as token ids"
+            )
+        return self._tokenizer
+
+    def default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json recommends, up to the context's end."""
+        recommended = self._checkpoint.generation_config
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        given = {name: recommended[name] for name in names if recommended.get(name) is not None}
+        if recommended.get("do_sample") is False:
+            given["temperature"] = 0.0
+        return SamplingParams(max_tokens=None, **given)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts (texts or token id lists), all at once; outputs in the prompts' order.
+
+        One SamplingParams serves all prompts, or there is one for each; None takes the model's
+        defaults. A bad prompt or setting raises before anything runs.
+        """
+        listed = _as_list(prompts)
+        params = self._params_for(listed, sampling_params)
+        tokenised = [self._tokenise(prompt) for prompt in listed]
+        groups: list[list[_Completion]] = []
+        try:
+            for token_ids, each in zip(tokenised, params, strict=True):
+                groups.append([])
+                self._add(token_ids, each, groups[-1])
+            while any(one.finish_reason is None for group in groups for one in group):
+                self._step()
+        finally:
+            self._drop(one for group in groups for one in group)
+        return [
+            _request_output(prompt, token_ids, group)
+            for prompt, token_ids, group in zip(listed, tokenised, groups, strict=True)
+        ]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or several: lists of {"role", "content"} messages."""
+        several = bool(messages) and not isinstance(messages[0], Mapping)
+        conversations: Sequence[Any] = messages if several else [messages]
+        options = dict(chat_template_kwargs or {})
+        prompts = [self.render_chat(each, tools=tools, **options) for each in conversations]
+        return self.generate(prompts, sampling_params)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Iterator[TextChunk]:
+        """Complete one prompt, handing out text as it comes; leaving the loop early ends it."""
+        params = self._params_for([prompt], sampling_params)[0]
+        group: list[_Completion] = []
+        try:
+            self._add(self._tokenise(prompt), params, group)
+            while True:
+                for completion in group:
+                    while completion.chunks:
+                        yield completion.chunks.popleft()
+                if all(completion.finish_reason is not None for completion in group):
+                    return
+                self._step()
+        finally:
+            self._drop(group)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Token ids of a conversation in the model's chat template, ready for the answer."""
+        if not messages:
+            raise RequestError("messages is empty, expected at least one", param="messages")
+        if self._chat_template is None:
+            tokenizer = self.tokenizer
+            self._chat_template = ChatTemplate(
+                self._checkpoint.chat_template,
+                bos_token=tokenizer.bos_token,
+                eos_token=tokenizer.eos_token,
+            )
+        text = self._chat_template.render(
+            [dict(message) for message in messages], tools=tools, **kwargs
+        )
+        self._check_size(text)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Logits float32 [num_tokens, vocab] of a text given as token ids."""
+        return self.engine.logits(token_ids)
+
+    def close(self) -> None:
+        """End all requests and let go of weights and cache."""
+        self._drop(list(self._live.values()))
+        del self.engine
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _params_for(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or self.default_sampling_params()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(
+                f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one each",
+                param="sampling_params",
+            )
+        return list(params)
+
+    def _tokenise(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        self._check_size(prompt)
+        return self.tokenizer.encode(prompt)
+
+    def _check_size(self, text: str) -> None:
+        limit = _MAX_BYTES_PER_TOKEN * self.plan.max_model_len
+        size = len(text.encode(errors="replace"))
+        if size > limit:
+            raise ContextTooLong(
+                f"prompt has {size} bytes, limit {limit} ({_MAX_BYTES_PER_TOKEN} x max_model_len "
+                f"{self.plan.max_model_len}); shorten it or raise max_model_len",
+                param="prompt",
+            )
+
+    def _add(self, token_ids: list[int], params: SamplingParams, group: list[_Completion]) -> None:
+        """Queue the n completions of a prompt; those queued are in `group` even if one fails."""
+        number = next(self._ids)
+        for index in range(params.n):
+            request_id = f"{number}-{index}"
+            seed = None if params.seed is None else (params.seed + index) % 2**63
+            self.engine.add(request_id, token_ids, replace(params, n=1, seed=seed))
+            completion = _Completion(
+                request_id,
+                index,
+                params,
+                len(token_ids),
+                None
+                if self._tokenizer is None
+                else IncrementalDetokenizer(
+                    self._tokenizer,
+                    skip_special_tokens=params.skip_special_tokens,
+                    continues_text=True,
+                ),
+                StopStrings(params.stop_strings, include_stop=params.include_stop_str_in_output),
+            )
+            self._live[request_id] = completion
+            group.append(completion)
+
+    def _step(self) -> None:
+        """One engine step, whose tokens go to whichever calls are waiting for them."""
+        for step in self.engine.step():
+            completion = self._live[step.request_id]
+            completion.push(step)
+            if completion.finish_reason is not None:
+                del self._live[step.request_id]
+                self.engine.abort(step.request_id)
+
+    def _drop(self, completions: Iterator[_Completion] | Sequence[_Completion]) -> None:
+        for completion in completions:
+            if self._live.pop(completion.request_id, None) is not None:
+                self.engine.abort(completion.request_id)
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if all(isinstance(token, int) for token in prompts):
+        return [[token for token in prompts if isinstance(token, int)]]
+    return [prompt for prompt in prompts if not isinstance(prompt, int)]
+
+
+def _request_output(
+    prompt: Prompt, token_ids: list[int], group: list[_Completion]
+) -> RequestOutput:
+    first = group[0]
+    return RequestOutput(
+        request_id=first.request_id.partition("-")[0],
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=token_ids,
+        prompt_logprobs=first.prompt_logprobs,
+        outputs=[completion.output() for completion in group],
+        num_cached_tokens=first.num_cached_tokens,
+    )
+
+
+def _read_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    if checkpoint.kind == "gguf":
+        return Tokenizer.from_gguf(checkpoint.metadata)
+    return None if checkpoint.tokenizer_path is None else Tokenizer.from_hf(checkpoint.path)
+
+
+def _eos_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> frozenset[int]:
+    """Every id that ends an answer: of tokenizer, generation_config.json and config.json."""
+    ids = set() if tokenizer is None else set(tokenizer.eos_ids)
+    for source in (checkpoint.generation_config, checkpoint.metadata):
+        named = source.get("eos_token_id")
+        ids |= {token for token in (named if isinstance(named, list) else [named]) if token}
+    return frozenset(ids)
