@@ -40,8 +40,7 @@ __all__ = [
     "UnsupportedModel",
 ]
 
-# torch takes two seconds to import: `lite-llama --help` and `import lite_llama.errors` wait for none
-# of it.
+# torch takes two seconds to import, which `lite-llama --help` need not wait for.
 _LAZY = {
     "LLM": "lite_llama.llm",
     "CompletionOutput": "lite_llama.llm",

@@ -148,6 +148,21 @@ def _parts_of(family: Family, kind: str, name: str) -> Iterator[Part]:
         yield Part(part.name.replace("{i}", layer), part.rows)
 
 
+def part_shapes(
+    family: Family, kind: Literal["hf", "gguf"], config: ModelConfig, name: str
+) -> list[tuple[str, tuple[int, ...]]]:
+    """(source name, shape) of each tensor that parameter `name` is concatenated from."""
+    whole = expected_shapes(config)[name]
+    found = list(_parts_of(family, kind, name))
+    if len(found) == 1:
+        sizes = [whole[0]]
+    elif len(found) == 2:
+        sizes = [whole[0] // 2] * 2
+    else:
+        sizes = [config.q_size, config.kv_size, config.kv_size]
+    return [(part.name, (size, *whole[1:])) for part, size in zip(found, sizes, strict=True)]
+
+
 def _check_shape(name: str, shape: tuple[int, ...], raws: list[RawTensor]) -> None:
     rows = sum(raw.shape[0] if raw.shape else 0 for raw in raws)
     if any(raw.shape[1:] != shape[1:] for raw in raws) or rows != shape[0]:

@@ -22,7 +22,19 @@ from lite_llama.text.pre_tokenizers import PRE_TOKENIZERS
 # Tokens that end an answer whatever the file calls its eos, where they are special tokens
 # (after llama.cpp's list, src/llama-vocab.cpp).
 _END_NAMES = frozenset(
-    ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>"]
+    [
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end_of_text|>",
+        "<|endoftext|>",
+        "<|end|>",
+        "<|return|>",
+        "<|call|>",
+        "<end_of_turn>",
+        "<end_of_utterance>",
+        "<EOT>",
+    ]
 )
 # gpt-oss ends a message with <|end|>, and an answer, of several messages, with <|return|>.
 _ANSWER_END, _MESSAGE_END = "<|return|>", "<|end|>"
