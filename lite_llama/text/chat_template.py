@@ -117,7 +117,8 @@ class ChatTemplate:
         if self._worker is None or self._worker.poll() is not None:
             self._worker = self._start_worker()
         pipe_in, pipe_out = self._worker.stdin, self._worker.stdout
-        assert pipe_in is not None and pipe_out is not None
+        assert pipe_in is not None
+        assert pipe_out is not None
         timer = threading.Timer(_TIME_LIMIT_S, self._worker.kill)
         timer.start()
         try:

@@ -23,7 +23,7 @@ _OUTPUT_FACTOR, _OUTPUT_ALLOWANCE = 4, 64 << 10
 _GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
 
-class _RaisedByTemplate(Exception):
+class _RaisedByTemplateError(Exception):
     """The template called raise_exception."""
 
 
@@ -33,8 +33,8 @@ def compile_template(source: str) -> minijinja.Environment:
     environment = minijinja.Environment(fuel=_FUEL, trim_blocks=True, lstrip_blocks=True)
     environment.add_filter("tojson", _tojson)
     environment.add_test("iterable", _is_iterable)
-    environment.add_function("raise_exception", _raise_exception)
-    environment.add_function("strftime_now", _strftime_now)
+    environment.add_global("raise_exception", _raise_exception)
+    environment.add_global("strftime_now", _strftime_now)
     environment.add_template("chat", _GENERATION_TAG.sub(_as_condition, source))
     return environment
 
@@ -46,7 +46,7 @@ def _as_condition(tag: re.Match[str]) -> str:
 
 def _tojson(
     value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002: the filter's signature in transformers
+    ensure_ascii: bool = False,  # noqa: FBT001, FBT002 - the filter's signature in transformers
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,  # noqa: FBT001, FBT002
@@ -62,7 +62,7 @@ def _is_iterable(value: Any) -> bool:
 
 
 def _raise_exception(message: str) -> None:
-    raise _RaisedByTemplate(message)
+    raise _RaisedByTemplateError(message)
 
 
 def _strftime_now(form: str) -> str:
@@ -74,7 +74,7 @@ def _render(environment: minijinja.Environment, line: bytes) -> dict[str, str]:
     limit = _OUTPUT_FACTOR * len(line) + _OUTPUT_ALLOWANCE
     try:
         text: str = environment.render_template("chat", **json.loads(line))
-    except _RaisedByTemplate as error:
+    except _RaisedByTemplateError as error:
         return {"error": f"the chat template refuses the messages: {error}"}
     except minijinja.TemplateError as error:
         if error.kind == "OutOfFuel":
@@ -82,7 +82,7 @@ def _render(environment: minijinja.Environment, line: bytes) -> dict[str, str]:
         return {"error": f"the chat template fails on line {error.line}: {error.message}"}
     except MemoryError:
         raise  # as when Rust runs out of memory: the process ends
-    except Exception as error:  # noqa: BLE001: any Python method that the template called
+    except Exception as error:  # noqa: BLE001 - from any method that the template called
         return {"error": f"the chat template fails: {error}"}
     if len(text) > limit:
         return {"error": f"the chat template wrote {len(text)} characters, limit {limit}"}
@@ -100,7 +100,7 @@ def _main() -> None:
     _limit_memory()
     environment = compile_template(json.loads(sys.stdin.buffer.readline()))
     for line in sys.stdin.buffer:
-        print(json.dumps(_render(environment, line)), flush=True)  # noqa: T201: the answer
+        print(json.dumps(_render(environment, line)), flush=True)  # noqa: T201 - the answer
 
 
 if __name__ == "__main__":

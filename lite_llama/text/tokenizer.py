@@ -22,26 +22,15 @@ from lite_llama.text.pre_tokenizers import PRE_TOKENIZERS
 # Tokens that end an answer whatever the file calls its eos, where they are special tokens
 # (after llama.cpp's list, src/llama-vocab.cpp).
 _END_NAMES = frozenset(
-    [
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|end_of_text|>",
-        "<|endoftext|>",
-        "<|end|>",
-        "<|return|>",
-        "<|call|>",
-        "<end_of_turn>",
-        "<end_of_utterance>",
-        "<EOT>",
-    ]
+    {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>"}
+    | {"<|return|>", "<|call|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>"}
 )
 # gpt-oss ends a message with <|end|>, and an answer, of several messages, with <|return|>.
 _ANSWER_END, _MESSAGE_END = "<|return|>", "<|end|>"
 
 # Tokens that a chat format is built from, though some files do not mark them special
 # (llama.cpp's convert_hf_to_gguf.py, does_token_look_special).
-_LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)  # noqa: RUF001: DeepSeek's bar
+_LOOKS_LIKE_CONTROL = re.compile("<\\|.*\\|>|<\uff5c.*\uff5c>", re.DOTALL)
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # gguf.constants.TokenType
 _SPACE = "▁"
@@ -62,7 +51,8 @@ _BYTE_LEVEL_TABLE = _byte_level_table()
 
 
 def _byte_level_bytes(text: str) -> bytes:
-    """The bytes of a byte-level BPE token; one with characters outside the alphabet is text."""
+    """The bytes of a byte-level BPE token; one with characters outside the alphabet is text
+    (as in the `tokenizers` library's ByteLevel decoder)."""
     try:
         return text.translate(_BYTE_LEVEL_TABLE).encode("latin-1")
     except UnicodeEncodeError:
@@ -80,7 +70,6 @@ class Tokenizer:
 
     `vocab_size` is the number of tokens, `bos_id` the start token if the file names one,
     `eos_ids` every token that ends an answer, `add_bos` whether `encode` starts with `bos_id`,
-    `bos_token` and `eos_token` their texts ("" if there are none), as chat templates want them,
     and `drops_leading_space` whether `decode` drops one leading space (SentencePiece put it there).
     """
 
@@ -100,6 +89,8 @@ class Tokenizer:
         self._texts: list[str] = [backend.id_to_token(index) or "" for index in range(size)]
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
         self._to_bytes = to_bytes
+        # Added tokens are not spelled in the byte alphabet: DeepSeek's "ö" is the letter.
+        self._verbatim_ids = frozenset(added if to_bytes is _byte_level_bytes else ())
         self.vocab_size = size
         eos = list(eos)
         self.bos_token = bos or ""
@@ -124,7 +115,7 @@ class Tokenizer:
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001: the library raises bare Exception
+        except Exception as error:
             raise ModelFileError(f"{path} is not a usable tokenizer: {error}") from error
         backend.no_truncation()
         backend.no_padding()
@@ -163,7 +154,7 @@ class Tokenizer:
             backend, add_bos = _build_sentencepiece(vocabulary), True
         else:
             raise UnsupportedModel(f"tokenizer.ggml.model is {model!r}; supported: gpt2, llama")
-        backend.add_tokens(vocabulary.added_tokens())
+        backend.add_tokens(list(vocabulary.added_tokens()))
         bos, eos = vocabulary.named("bos"), vocabulary.named("eos")
         backend.post_processor = _frame(
             backend,
@@ -186,8 +177,9 @@ class Tokenizer:
         """Return the token ids of `text`.
 
         With `parse_special=False`, control tokens written out in the text (`<|im_end|>`) are
-        plain characters: use it for text that a user wrote. Raises RequestError for a str that is
-        not Unicode text (a lone surrogate).
+        plain characters: use it for text that a user wrote. Bytes for which a byte-level
+        vocabulary has no token are left out (SmolLM2 lacks six control characters and the
+        unassigned planes from U+40000 on). Raises RequestError for a lone surrogate.
         """
         backend = self._backend if parse_special else self._plain_backend
         try:
@@ -215,7 +207,8 @@ class Tokenizer:
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes that the token stands for; b"" outside the vocabulary."""
-        return self._to_bytes(self.token_text(index))
+        text = self.token_text(index)
+        return text.encode() if index in self._verbatim_ids else self._to_bytes(text)
 
     def is_special(self, index: int) -> bool:
         """Whether the token is one that `decode` leaves out by default."""
@@ -254,7 +247,7 @@ def _ignoring_control_tokens(
 def _eos_ids(
     backend: tokenizers.Tokenizer, named: Iterable[str], added: Mapping[int, AddedToken]
 ) -> frozenset[int]:
-    ends = {backend.token_to_id(name) for name in named} - {None}
+    ends = {index for name in named if (index := backend.token_to_id(name)) is not None}
     special = {token.content: index for index, token in added.items() if token.special}
     names = _END_NAMES - {_MESSAGE_END} if _ANSWER_END in special else _END_NAMES
     return frozenset(ends | {special[name] for name in names & special.keys()})
@@ -333,9 +326,9 @@ class _GgufVocabulary:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self.pre = metadata.get("tokenizer.ggml.pre")
-        tokens = self.list("tokens")
+        tokens = self.entries("tokens")
         self.tokens: list[str] = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
-        self.types: list[int] = self.list("token_type", length=len(self.tokens))
+        self.types: list[int] = self.entries("token_type", length=len(self.tokens))
         self.ids = {token: index for index, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):
             raise ModelFileError(
@@ -343,17 +336,17 @@ class _GgufVocabulary:
                 " convert the model again"
             )
 
-    def list(self, key: str, *, length: int | None = None) -> list[Any]:
+    def entries(self, key: str, *, length: int | None = None) -> list[Any]:
         value = self._metadata.get(f"tokenizer.ggml.{key}")
         if value is None or isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
             raise ModelFileError(f"tokenizer.ggml.{key} is missing; convert the model again")
-        entries = list(value)
-        if not entries or (length is not None and len(entries) != length):
+        found = list(value)
+        if not found or (length is not None and len(found) != length):
             raise ModelFileError(
-                f"tokenizer.ggml.{key} has {len(entries)} entries, expected"
+                f"tokenizer.ggml.{key} has {len(found)} entries, expected"
                 f" {length or 'at least 1'}; convert the model again"
             )
-        return entries
+        return found
 
     def flag(self, key: str, *, default: bool) -> bool:
         return bool(self._metadata.get(f"tokenizer.ggml.{key}", default))
@@ -371,7 +364,7 @@ class _GgufVocabulary:
             )
         return self.tokens[int(index)]
 
-    def added_tokens(self) -> "list[AddedToken]":
+    def added_tokens(self) -> Sequence[AddedToken]:
         """Tokens that are found in the text before anything else: control and user-defined."""
         return [
             AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
@@ -381,11 +374,11 @@ class _GgufVocabulary:
 
 
 def _build_bpe(
-    vocabulary: _GgufVocabulary, merges: Sequence[tuple[str, ...]], **options: Any
+    vocabulary: _GgufVocabulary, merges: Sequence[tuple[str, str]], **options: Any
 ) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer(models.BPE(vocabulary.ids, merges, **options))
-    except Exception as error:  # noqa: BLE001: the library raises bare Exception
+    except Exception as error:
         raise ModelFileError(f"tokenizer.ggml.merges cannot be used: {error}") from error
 
 
@@ -398,7 +391,7 @@ def _build_byte_level(vocabulary: _GgufVocabulary) -> tuple[tokenizers.Tokenizer
     # A merge is "left right"; a token may begin with a space, hence the search from index 1.
     merges = [
         (merge[:cut], merge[cut + 1 :])
-        for merge in vocabulary.list("merges")
+        for merge in vocabulary.entries("merges")
         for cut in (merge.find(" ", 1),)
     ]
     backend = _build_bpe(vocabulary, merges, ignore_merges=pre_tokenizer.whole_words)
@@ -415,7 +408,7 @@ def _build_sentencepiece(vocabulary: _GgufVocabulary) -> tokenizers.Tokenizer:
     """SentencePiece BPE: of two neighbours, the pair that forms the best-scored token is merged
     first (llama.cpp's llm_tokenizer_spm). That is BPE whose merges are all the ways to cut a
     token in two, ordered by the token's score."""
-    scores = vocabulary.list("scores", length=len(vocabulary.tokens))
+    scores = vocabulary.entries("scores", length=len(vocabulary.tokens))
     # Control and byte tokens are never built from the letters of a user's text.
     ids = {
         token: index

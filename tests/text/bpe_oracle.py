@@ -4,6 +4,8 @@ It follows llama.cpp's llm_tokenizer_bpe_session (src/llama-vocab.cpp) and share
 `tokenizers` library.
 """
 
+import itertools
+
 import regex
 
 from lite_llama.text.pre_tokenizers import PRE_TOKENIZERS
@@ -29,9 +31,18 @@ class BpeOracle:
             tuple(merge.split(" ")): i for i, merge in enumerate(metadata["tokenizer.ggml.merges"])
         }
         self.alphabet = byte_alphabet()
+        self.user_defined = user_defined_pattern(metadata)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text."""
+        """The ids of text in which control tokens are plain characters."""
+        ids: list[int] = []
+        for part in self.user_defined.split(text):
+            ids += (
+                [self.ids[part]] if self.user_defined.fullmatch(part) else self.encode_plain(part)
+            )
+        return ids
+
+    def encode_plain(self, text: str) -> list[int]:
         words = [text]
         for pattern in self.patterns:
             words = [part for word in words for part in cut(pattern, word)]
@@ -41,13 +52,23 @@ class BpeOracle:
         spelled = "".join(self.alphabet[byte] for byte in word.encode())
         if self.whole_words and spelled in self.ids:
             return [self.ids[spelled]]
-        symbols = list(spelled)
+        # Bytes without a token are left out before merging, as the models' own tokenizers do.
+        symbols = [symbol for symbol in spelled if symbol in self.ids]
         while True:
-            pairs = [self.ranks.get(pair, 1 << 30) for pair in zip(symbols, symbols[1:])]
+            pairs = [self.ranks.get(pair, 1 << 30) for pair in itertools.pairwise(symbols)]
             if not pairs or min(pairs) == 1 << 30:
                 return [self.ids[symbol] for symbol in symbols]
             at = pairs.index(min(pairs))
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+
+
+def user_defined_pattern(metadata: dict) -> regex.Pattern:
+    """User-defined tokens are found before anything else, the longest first."""
+    pairs = zip(
+        metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"], strict=True
+    )
+    tokens = sorted((token for token, kind in pairs if kind == 4), key=len, reverse=True)
+    return regex.compile("(" + "|".join(map(regex.escape, tokens)) + ")" if tokens else "((?!))")
 
 
 def cut(pattern: regex.Pattern, word: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 import heapq
 
+from tests.text.bpe_oracle import user_defined_pattern
+
 
 class SpmOracle:
     def __init__(self, metadata: dict) -> None:
@@ -10,9 +12,18 @@ class SpmOracle:
         self.scores = metadata["tokenizer.ggml.scores"]
         self.byte_ids = {int(t[3:5], 16): i for i, t in enumerate(tokens) if types[i] == 6}
         self.ids = {t: i for i, t in enumerate(tokens)}
+        self.user_defined = user_defined_pattern(metadata)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text, with the space prefix and without bos."""
+        """The ids of text in which control tokens are plain characters, without bos."""
+        ids: list[int] = []
+        for part in self.user_defined.split(text):
+            ids += (
+                [self.ids[part]] if self.user_defined.fullmatch(part) else self.encode_plain(part)
+            )
+        return ids
+
+    def encode_plain(self, text: str) -> list[int]:
         symbols: list[str] = list((" " + text).replace(" ", "▁")) if text else []
         before = list(range(-1, len(symbols) - 1))
         after = [*range(1, len(symbols)), -1]

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - the corpus holds look-alike characters on purpose
 """The vocabularies in tests/data/vocab, the SmolLM2 GGUF, and a corpus of awkward text."""
 
 import functools
@@ -8,7 +9,10 @@ import random
 from pathlib import Path
 
 VOCAB = Path(__file__).parents[1] / "data" / "vocab"
-NAMES = ["llama-bpe", "qwen2", "qwen35", "gpt-2", "llama-spm", "phi-3", "deepseek-coder", "deepseek-llm", "starcoder", "refact", "falcon", "mpt"]
+NAMES = [
+    *("llama-bpe", "qwen2", "qwen35", "gpt-2", "llama-spm", "phi-3", "deepseek-coder"),
+    *("deepseek-llm", "starcoder", "refact", "falcon", "mpt"),
+]
 
 
 @functools.lru_cache(maxsize=2)
