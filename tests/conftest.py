@@ -1,9 +1,17 @@
-"""Fixtures of the whole suite."""
+"""Fixtures of the whole suite.
 
+Without a GPU, kernels run in Triton's interpreter; the mode binds when Triton is imported.
+"""
+
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,26 @@
-"""The operator library: one folder an operator (contract, reference, Triton kernel)."""
+"""The operator library: one folder an operator (contract, reference, Triton kernel).
 
+Kernels are imported where a CUDA tensor first needs them: Triton takes 0.2 s to import, which the
+CPU path must not pay.
+"""
+
+from lite_llama.ops.add.op import add
 from lite_llama.ops.argmax.op import argmax
 from lite_llama.ops.attention_decode.op import attention_decode
 from lite_llama.ops.attention_prefill.op import attention_prefill
 from lite_llama.ops.embedding.op import embedding
 from lite_llama.ops.kv_write.op import kv_write
+from lite_llama.ops.layer_norm.op import layer_norm
 from lite_llama.ops.linear.op import linear
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope
 from lite_llama.ops.sample.op import SamplingRows, apply_penalties, sample
+from lite_llama.ops.softmax.op import softmax
 from lite_llama.ops.swiglu.op import swiglu
 
 __all__ = [
     "SamplingRows",
+    "add",
     "add_rms_norm",
     "apply_penalties",
     "argmax",
@@ -20,9 +28,11 @@ __all__ = [
     "attention_prefill",
     "embedding",
     "kv_write",
+    "layer_norm",
     "linear",
     "rms_norm",
     "rope",
     "sample",
+    "softmax",
     "swiglu",
 ]
