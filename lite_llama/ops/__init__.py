@@ -1,5 +1,10 @@
-"""The operator library: one folder an operator (contract, reference, Triton kernel)."""
+"""The operator library: one folder an operator (contract, reference, Triton kernel).
 
+Kernels are imported where a CUDA tensor first needs them: Triton takes 0.2 s to import, which the
+CPU path must not pay.
+"""
+
+from lite_llama.ops.add.op import add
 from lite_llama.ops.argmax.op import argmax
 from lite_llama.ops.attention_decode.op import attention_decode
 from lite_llama.ops.attention_prefill.op import attention_prefill
@@ -13,6 +18,7 @@ from lite_llama.ops.swiglu.op import swiglu
 
 __all__ = [
     "SamplingRows",
+    "add",
     "add_rms_norm",
     "apply_penalties",
     "argmax",
