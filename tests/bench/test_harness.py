@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lite_llama.bench import record
+from lite_llama.bench.harness import Case, Machine, WrongResult, run_case
+from lite_llama.bench.ops import run
+from lite_llama.bench.plot import draw
+from lite_llama.errors import ConfigError
+
+_CPU = Machine(torch.device("cpu"))
+
+
+def _case(**changes: object) -> Case:
+    fields = {
+        "name": "4",
+        "dtype": torch.float32,
+        "make_inputs": lambda: (torch.ones(4),),
+        "contenders": {"torch": torch.neg, "lite_llama": lambda x: -x},
+        "num_bytes": 32,
+    }
+    return Case(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_every_contender_is_timed_and_quantiles_are_ordered() -> None:
+    timings = run_case(_case(), _CPU)
+    assert list(timings) == ["torch", "lite_llama"]
+    for timing in timings.values():
+        assert 0 < timing.p20_us <= timing.median_us <= timing.p80_us
+
+
+def test_a_wrong_contender_is_refused_before_it_is_timed() -> None:
+    wrong = _case(contenders={"torch": torch.neg, "lite_llama": lambda x: x})
+    with pytest.raises(WrongResult, match="lite_llama differs from torch"):
+        run_case(wrong, _CPU)
+
+
+def test_an_operator_in_place_is_judged_by_its_inputs() -> None:
+    wrong = _case(contenders={"torch": torch.neg_, "lite_llama": lambda x: -x}, in_place=True)
+    with pytest.raises(WrongResult):
+        run_case(wrong, _CPU)
+
+
+def test_roof_fraction_takes_the_slower_of_memory_and_arithmetic() -> None:
+    machine = Machine(torch.device("cuda"), bytes_per_s=1e12, flops_per_s=1e14)
+    assert machine.roof_fraction(_case(num_bytes=10**6), 2.0) == pytest.approx(0.5)
+    assert machine.roof_fraction(_case(num_flops=10**9), 20.0) == pytest.approx(0.5)
+
+
+def test_a_run_appends_complete_lines_that_the_plot_reads(tmp_path: Path) -> None:
+    for _ in range(2):
+        run.main(["add"], device="cpu", dtype="fp32", log=tmp_path)
+    (log,) = tmp_path.glob("*.jsonl")
+    lines = record.read(log)
+    assert len({line["run"] for line in lines}) == 2
+    wanted = {"bench", "case", "dtype", "engine", "median_us", "p20_us", "p80_us", "bytes"}
+    wanted |= {"gpu", "driver", "torch", "triton", "commit", "run"}
+    assert all(wanted <= line.keys() for line in lines)
+    assert lines[0]["bench"] == "ops/add"
+    assert lines[0]["torch"] == torch.__version__
+    assert json.loads(log.read_text().splitlines()[0]) == lines[0]
+    (picture,) = draw(log, tmp_path / "plots")
+    assert picture.name == "add.png"
+    assert picture.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": ["nothing"]}, "no benchmark of operator 'nothing'"),
+        ({"dtype": "int3"}, "dtype is 'int3'"),
+        ({"device": "cuda"}, "no CUDA device"),
+    ],
+)
+def test_settings_that_cannot_run_are_refused(arguments: dict[str, object], message: str) -> None:
+    if arguments.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ConfigError, match=message):
+        run.main(**({"device": "cpu"} | arguments))  # type: ignore[arg-type]
