@@ -46,3 +46,11 @@ def check_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Require the device of another argument."""
     if x.device != other.device:
         raise OperatorError(f"{name} is on {x.device}, expected {other.device} as {other_name}")
+
+
+def check_contiguous_last(name: str, x: Tensor) -> None:
+    """Require that the last dimension's elements lie side by side."""
+    if x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise OperatorError(
+            f"{name} has strides {tuple(x.stride())}, expected 1 in the last dimension"
+        )

@@ -232,7 +232,7 @@ def attention_decode(
     *,
     block_table: Tensor,
     seq_lens: Tensor,
-    scale: float | None,
+    scale: float,
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
@@ -265,7 +265,7 @@ def launch(
     *,
     block_table: Tensor,
     seq_lens: Tensor,
-    scale: float | None,
+    scale: float,
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
@@ -276,7 +276,6 @@ def launch(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     partial = q.new_empty((num_seqs, num_q_heads, how.max_chunks, head_dim), dtype=torch.float32)
     maxima, sums = q.new_empty((2, num_seqs, num_q_heads, how.max_chunks), dtype=torch.float32)
-    scale = head_dim**-0.5 if scale is None else scale
     attention_decode_kernel[(num_kv_heads, num_seqs, how.programs_per_head)](
         q,
         k_cache,

@@ -215,21 +215,21 @@ def attention_prefill_kernel(
             begin, tl.minimum(full_begin, end), first_position, kv_len, qk_scale, window,
             k_row_stride, k_head_stride, v_row_stride, v_head_stride,
             HEAD_DIM, BLOCK_SIZE, BLOCK_M, BLOCK_N, BLOCK_D,
-            True, CAUSAL, HAS_WINDOW, USE_TMA, PRECISION,
+            MASK=True, CAUSAL=CAUSAL, HAS_WINDOW=HAS_WINDOW, USE_TMA=USE_TMA, PRECISION=PRECISION,
         )  # fmt: skip
     state = _attend(
         state, q, k_source, v_source, table_row_ptr, kv_row_start, kv_head,
         full_begin, full_end, first_position, kv_len, qk_scale, window,
         k_row_stride, k_head_stride, v_row_stride, v_head_stride,
         HEAD_DIM, BLOCK_SIZE, BLOCK_M, BLOCK_N, BLOCK_D,
-        False, CAUSAL, HAS_WINDOW, USE_TMA, PRECISION,
+        MASK=False, CAUSAL=CAUSAL, HAS_WINDOW=HAS_WINDOW, USE_TMA=USE_TMA, PRECISION=PRECISION,
     )  # fmt: skip
     state = _attend(
         state, q, k_source, v_source, table_row_ptr, kv_row_start, kv_head,
         full_end, end, first_position, kv_len, qk_scale, window,
         k_row_stride, k_head_stride, v_row_stride, v_head_stride,
         HEAD_DIM, BLOCK_SIZE, BLOCK_M, BLOCK_N, BLOCK_D,
-        True, CAUSAL, HAS_WINDOW, USE_TMA, PRECISION,
+        MASK=True, CAUSAL=CAUSAL, HAS_WINDOW=HAS_WINDOW, USE_TMA=USE_TMA, PRECISION=PRECISION,
     )  # fmt: skip
     acc, row_max, row_sum = state
     # A sequence without keys has a sum of 0 and an accumulator of 0: its result is 0.
@@ -248,7 +248,7 @@ def attention_prefill(
     max_q_len: int,
     block_table: Tensor | None,
     causal: bool,
-    scale: float | None,
+    scale: float,
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
@@ -291,7 +291,7 @@ def launch(
     max_q_len: int,
     block_table: Tensor | None,
     causal: bool,
-    scale: float | None,
+    scale: float,
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
@@ -301,10 +301,7 @@ def launch(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     block_d = max(16, triton.next_power_of_2(head_dim))
     num_query_blocks = triton.cdiv(max_q_len, how.block_m)
-    sources = (
-        (_descriptor(x, how.block_n, block_d) for x in (k, v)) if how.use_tma else (k, v)
-    )
-    scale = head_dim**-0.5 if scale is None else scale
+    sources = (_descriptor(x, how.block_n, block_d) for x in (k, v)) if how.use_tma else (k, v)
     attention_prefill_kernel[(num_query_blocks * num_q_heads, num_seqs)](
         q,
         *sources,
