@@ -82,7 +82,7 @@ def _load_tile(
     return tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m"])  # The number of tokens brings no new compilation.
 def tile_kernel(
     x_source,
     w_source,

@@ -111,7 +111,7 @@ def _combine(
     return total / total_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["seq_lens_ptr", "block_table_ptr"])
 def attention_decode_kernel(
     q_ptr,
     k_ptr,
