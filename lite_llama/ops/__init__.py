@@ -9,9 +9,10 @@ from lite_llama.ops.argmax.op import argmax
 from lite_llama.ops.attention_decode.op import attention_decode
 from lite_llama.ops.attention_prefill.op import attention_prefill
 from lite_llama.ops.embedding.op import embedding
+from lite_llama.ops.fused_ffn.op import fused_ffn
 from lite_llama.ops.kv_write.op import kv_write
 from lite_llama.ops.layer_norm.op import layer_norm
-from lite_llama.ops.linear.op import linear
+from lite_llama.ops.linear.op import linear, linear_fp8
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope
 from lite_llama.ops.sample.op import SamplingRows, apply_penalties, sample
@@ -27,9 +28,11 @@ __all__ = [
     "attention_decode",
     "attention_prefill",
     "embedding",
+    "fused_ffn",
     "kv_write",
     "layer_norm",
     "linear",
+    "linear_fp8",
     "rms_norm",
     "rope",
     "sample",

@@ -1,8 +1,20 @@
 """Attention of one new token a sequence over its paged cache."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from lite_llama.kernel_lib.checks import check, check_integer, check_rank, check_shape
+from lite_llama.kernel_lib.checks import (
+    check,
+    check_device,
+    check_float,
+    check_integer,
+    check_rank,
+    check_same,
+    check_shape,
+    check_unit_stride,
+)
 from lite_llama.ops.attention_decode import reference
 
 
@@ -25,27 +37,48 @@ def attention_decode(
     result is 0. scale, window, sinks and head grouping as in `attention_prefill`.
     Returns q's shape and dtype.
     """
+    _check_heads(q, k_cache, v_cache)
+    check_rank("block_table", block_table, 2)
+    check_shape("block_table", block_table, (q.shape[0], block_table.shape[1]))
+    check_shape("seq_lens", seq_lens, (q.shape[0],))
+    for name, tensor in (("block_table", block_table), ("seq_lens", seq_lens)):
+        check_integer(name, tensor)
+        check_device(name, tensor, "q", q)
+        check_unit_stride(name, tensor)
+    check(scale is None or scale > 0, f"scale is {scale}, expected a positive number")
+    check(window is None or window > 0, f"window is {window}, expected at least 1")
+    if sinks is not None:
+        check_shape("sinks", sinks, (q.shape[1],))
+        check_device("sinks", sinks, "q", q)
+    if q.numel() == 0 or block_table.numel() == 0:
+        return torch.zeros_like(q)
+    arguments: dict[str, Any] = {
+        "block_table": block_table,
+        "seq_lens": seq_lens,
+        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+        "window": window,
+        "sinks": sinks,
+    }
+    if q.is_cuda:
+        from lite_llama.ops.attention_decode import kernel
+
+        return kernel.attention_decode(q, k_cache, v_cache, **arguments)
+    return reference.attention_decode(q, k_cache, v_cache, **arguments)
+
+
+def _check_heads(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     check_rank("q", q, 3)
+    check_float("q", q)
     check_rank("k_cache", k_cache, 4)
     check_shape("v_cache", v_cache, tuple(k_cache.shape))
+    for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
+        check_same(name, tensor, "q", q)
+        check_unit_stride(name, tensor)
     check(
         k_cache.shape[3] == q.shape[2],
         f"k_cache has head_dim {k_cache.shape[3]}, expected {q.shape[2]} as q",
     )
     check(
-        q.shape[1] % k_cache.shape[2] == 0,
+        k_cache.shape[2] > 0 and q.shape[1] % k_cache.shape[2] == 0,
         f"q has {q.shape[1]} heads, expected a multiple of k_cache's {k_cache.shape[2]}",
-    )
-    check_integer("block_table", block_table)
-    check_rank("block_table", block_table, 2)
-    check_shape("seq_lens", seq_lens, (q.shape[0],))
-    return reference.attention_decode(
-        q,
-        k_cache,
-        v_cache,
-        block_table=block_table,
-        seq_lens=seq_lens,
-        scale=scale,
-        window=window,
-        sinks=sinks,
     )

@@ -11,12 +11,11 @@ def attention_decode(
     *,
     block_table: Tensor,
     seq_lens: Tensor,
-    scale: float | None,
+    scale: float,
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
     out = torch.empty_like(q)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     block_size, num_kv_heads = k_cache.shape[1:3]
     for i, kv_len in enumerate(seq_lens.tolist()):
         blocks = block_table[i, : -(-kv_len // block_size)]

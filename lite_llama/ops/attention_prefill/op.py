@@ -1,8 +1,20 @@
 """Attention of many new tokens a sequence, over dense or paged keys and values."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from lite_llama.kernel_lib.checks import check, check_integer, check_rank, check_shape
+from lite_llama.kernel_lib.checks import (
+    check,
+    check_device,
+    check_float,
+    check_integer,
+    check_rank,
+    check_same,
+    check_shape,
+    check_unit_stride,
+)
 from lite_llama.ops.attention_prefill import reference
 
 
@@ -13,7 +25,7 @@ def attention_prefill(
     *,
     cu_seqlens_q: Tensor,
     seq_lens: Tensor,
-    max_q_len: int,  # noqa: ARG001 - the kernel's grid needs it
+    max_q_len: int,
     block_table: Tensor | None = None,
     causal: bool = True,
     scale: float | None = None,
@@ -33,33 +45,71 @@ def attention_prefill(
     that joins the softmax's denominator only (gpt-oss). num_q_heads is a multiple of num_kv_heads:
     query head h reads key head h // (num_q_heads / num_kv_heads). Returns q's shape and dtype.
     """
+    _check_heads(q, k, v, paged=block_table is not None)
+    _check_lengths(q, cu_seqlens_q, seq_lens, block_table)
+    _check_mask(q, causal, scale, window, sinks)
+    if q.numel() == 0 or seq_lens.numel() == 0:
+        return torch.zeros_like(q)
+    check(max_q_len > 0, f"max_q_len is {max_q_len}, expected the longest sequence's query count")
+    arguments: dict[str, Any] = {
+        "cu_seqlens_q": cu_seqlens_q,
+        "seq_lens": seq_lens,
+        "block_table": block_table,
+        "causal": causal,
+        "scale": q.shape[-1] ** -0.5 if scale is None else scale,
+        "window": window,
+        "sinks": sinks,
+    }
+    if q.is_cuda:
+        from lite_llama.ops.attention_prefill import kernel
+
+        return kernel.attention_prefill(q, k, v, max_q_len=max_q_len, **arguments)
+    return reference.attention_prefill(q, k, v, **arguments)
+
+
+def _check_heads(q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> None:
     check_rank("q", q, 3)
-    check_rank("k", k, 3 if block_table is None else 4)
+    check_float("q", q)
+    check_rank("k", k, 4 if paged else 3)
     check_shape("v", v, tuple(k.shape))
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_same(name, tensor, "q", q)
+        check_unit_stride(name, tensor)
     check(
         k.shape[-1] == q.shape[-1],
         f"k has head_dim {k.shape[-1]}, expected {q.shape[-1]} as q",
     )
     check(
-        q.shape[1] % k.shape[-2] == 0,
+        k.shape[-2] > 0 and q.shape[1] % k.shape[-2] == 0,
         f"q has {q.shape[1]} heads, expected a multiple of k's {k.shape[-2]}",
     )
-    check_integer("cu_seqlens_q", cu_seqlens_q)
-    check_integer("seq_lens", seq_lens)
+
+
+def _check_lengths(
+    q: Tensor, cu_seqlens_q: Tensor, seq_lens: Tensor, block_table: Tensor | None
+) -> None:
+    check_rank("seq_lens", seq_lens, 1)
     check_shape("cu_seqlens_q", cu_seqlens_q, (seq_lens.shape[0] + 1,))
+    integers = {"cu_seqlens_q": cu_seqlens_q, "seq_lens": seq_lens}
+    if block_table is not None:
+        check_rank("block_table", block_table, 2)
+        check_shape("block_table", block_table, (seq_lens.shape[0], block_table.shape[1]))
+        integers["block_table"] = block_table
+    for name, tensor in integers.items():
+        check_integer(name, tensor)
+        check_device(name, tensor, "q", q)
+        check_unit_stride(name, tensor)
+
+
+def _check_mask(
+    q: Tensor, causal: bool, scale: float | None, window: int | None, sinks: Tensor | None
+) -> None:
+    check(scale is None or scale > 0, f"scale is {scale}, expected a positive number")
+    check(window is None or window > 0, f"window is {window}, expected at least 1")
     check(
-        not (window is not None and not causal),
+        causal or window is None,
         f"window is {window}, expected None when causal is False",
     )
-    return reference.attention_prefill(
-        q,
-        k,
-        v,
-        cu_seqlens_q=cu_seqlens_q,
-        seq_lens=seq_lens,
-        block_table=block_table,
-        causal=causal,
-        scale=scale,
-        window=window,
-        sinks=sinks,
-    )
+    if sinks is not None:
+        check_shape("sinks", sinks, (q.shape[1],))
+        check_device("sinks", sinks, "q", q)

@@ -13,12 +13,11 @@ def attention_prefill(
     seq_lens: Tensor,
     block_table: Tensor | None,
     causal: bool,
-    scale: float | None,
+    scale: float,
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
     out = torch.empty_like(q)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     bounds = cu_seqlens_q.tolist()
     kv_start = 0
     for i, kv_len in enumerate(seq_lens.tolist()):

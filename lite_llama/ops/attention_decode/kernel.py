@@ -1,0 +1,326 @@
+"""Flash decoding (Dao et al. 2023, https://pytorch.org/blog/flash-decoding/), in Triton.
+
+A sequence's keys are cut into chunks. A program folds a chunk for all query heads of one KV head,
+which are the rows of one small matrix, so that K and V are read once. The last program to finish
+a (sequence, KV head) pair folds the chunks' partial results together, in their order.
+"""
+
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lite_llama.kernel_lib.gpu import gpu_spec
+from lite_llama.ops.attention_decode.launch import Launch, Problem, choose_launch
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+# Rows of the smallest tensor-core tile.
+MIN_ROWS = 16
+
+
+@triton.jit
+def _fold_chunk(
+    q,
+    k_ptr,
+    v_ptr,
+    table_row_ptr,
+    begin,
+    end,
+    qk_scale,
+    k_block_stride,
+    k_token_stride,
+    v_block_stride,
+    v_token_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Softmax-weighted values of keys begin:end: (acc, maximum, sum); the chunk is not empty."""
+    row_max = tl.full((ROWS,), float("-inf"), tl.float32)
+    row_sum = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    dims = tl.arange(0, BLOCK_D)
+    for start in range(begin, end, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        inside = keys < end
+        blocks = tl.load(table_row_ptr + keys // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        slots = keys % BLOCK_SIZE
+        load_mask = inside[:, None] & (dims < HEAD_DIM)[None, :]
+        k_rows = blocks * k_block_stride + slots * k_token_stride
+        k = tl.load(k_ptr + k_rows[:, None] + dims[None, :], mask=load_mask, other=0.0)
+        scores = tl.dot(q, k.T, input_precision=PRECISION) * qk_scale
+        scores = tl.where(inside[None, :], scores, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_max[:, None])
+        rescale = tl.exp2(row_max - new_max)
+        row_sum = row_sum * rescale + tl.sum(weights, 1)
+        v_rows = blocks * v_block_stride + slots * v_token_stride
+        v = tl.load(v_ptr + v_rows[:, None] + dims[None, :], mask=load_mask, other=0.0)
+        acc = acc * rescale[:, None]
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+        row_max = new_max
+    return acc, row_max, row_sum
+
+
+@triton.jit
+def _combine(
+    partial_ptr,
+    max_ptr,
+    sum_ptr,
+    first_row,
+    num_chunks,
+    sinks_ptr,
+    head,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+):
+    """One head's result from its chunks' partial ones, in groups of fixed size and order."""
+    GROUP: tl.constexpr = 32
+    total_max = float("-inf")
+    total_sum = 0.0
+    if HAS_SINKS:
+        total_max = tl.load(sinks_ptr + head).to(tl.float32) * LOG2_E
+        total_sum = 1.0
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    dims = tl.arange(0, BLOCK_D)
+    for start in range(0, num_chunks, GROUP):
+        chunks = start + tl.arange(0, GROUP)
+        inside = chunks < num_chunks
+        rows = first_row + chunks
+        # .cg: other SMs wrote these, the L1 cache is no witness.
+        row_max = tl.load(max_ptr + rows, inside, float("-inf"), cache_modifier=".cg")
+        row_sum = tl.load(sum_ptr + rows, inside, 0.0, cache_modifier=".cg")
+        acc = tl.load(
+            partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :],
+            mask=inside[:, None] & (dims < HEAD_DIM)[None, :],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        new_max = tl.maximum(total_max, tl.max(row_max, 0))
+        weights = tl.exp2(row_max - new_max)
+        rescale = tl.exp2(total_max - new_max)
+        total = total * rescale + tl.sum(acc * weights[:, None], 0)
+        total_sum = total_sum * rescale + tl.sum(row_sum * weights, 0)
+        total_max = new_max
+    return total / total_sum
+
+
+@triton.jit(do_not_specialize_on_alignment=["seq_lens_ptr", "block_table_ptr"])
+def attention_decode_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    partial_ptr,
+    max_ptr,
+    sum_ptr,
+    arrivals_ptr,
+    block_table_ptr,
+    seq_lens_ptr,
+    sinks_ptr,
+    qk_scale,
+    window,
+    q_row_stride,
+    q_head_stride,
+    k_block_stride,
+    k_token_stride,
+    k_head_stride,
+    v_block_stride,
+    v_token_stride,
+    v_head_stride,
+    table_row_stride,
+    num_kv_heads,
+    Q_PER_KV: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    MAX_CHUNKS: tl.constexpr,
+    MIN_CHUNK: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid: (KV heads, sequences, programs that share a sequence's chunks)."""
+    kv_head = tl.program_id(0)
+    seq = tl.program_id(1)
+    kv_len = tl.load(seq_lens_ptr + seq).to(tl.int32)
+    first = 0
+    if HAS_WINDOW:
+        first = tl.maximum(kv_len - window, 0)
+    num_keys = kv_len - first
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(num_keys, MAX_CHUNKS), BLOCK_N) * BLOCK_N, MIN_CHUNK)
+    num_chunks = tl.cdiv(num_keys, chunk)
+    # A sequence of length 0 has no chunk, but its result is written: 0.
+    if tl.program_id(2) >= tl.maximum(num_chunks, 1):
+        return
+
+    head_in_group = tl.arange(0, ROWS)
+    real_row = head_in_group < Q_PER_KV
+    heads = kv_head * Q_PER_KV + head_in_group
+    dims = tl.arange(0, BLOCK_D)
+    inside = real_row[:, None] & (dims < HEAD_DIM)[None, :]
+    q_offsets = seq.to(tl.int64) * q_row_stride + heads[:, None] * q_head_stride + dims[None, :]
+    q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
+    table_row_ptr = block_table_ptr + seq.to(tl.int64) * table_row_stride
+    out_rows = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + heads
+    # Partial results lie [sequence, query head, chunk].
+    partial_rows = out_rows * MAX_CHUNKS
+
+    # Without a sink: nothing seen yet. With one: a key of value 0, in the denominator only.
+    first_max = tl.full((ROWS,), float("-inf"), tl.float32)
+    first_sum = 0.0
+    if HAS_SINKS:
+        first_max = tl.load(sinks_ptr + heads, mask=real_row, other=0.0).to(tl.float32) * LOG2_E
+        first_sum = 1.0
+
+    acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    row_max = tl.zeros((ROWS,), tl.float32)
+    row_sum = tl.zeros((ROWS,), tl.float32)
+    for index in range(tl.program_id(2), num_chunks, tl.num_programs(2)):
+        begin = first + index * chunk
+        acc, row_max, row_sum = _fold_chunk(
+            q, k_ptr + kv_head * k_head_stride, v_ptr + kv_head * v_head_stride,
+            table_row_ptr, begin, tl.minimum(begin + chunk, kv_len), qk_scale,
+            k_block_stride, k_token_stride, v_block_stride, v_token_stride,
+            HEAD_DIM, BLOCK_SIZE, ROWS, BLOCK_N, BLOCK_D, PRECISION,
+        )  # fmt: skip
+        if num_chunks > 1:
+            rows = partial_rows + index
+            tl.store(partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=inside)
+            tl.store(max_ptr + rows, row_max, mask=real_row)
+            tl.store(sum_ptr + rows, row_sum, mask=real_row)
+
+    if num_chunks <= 1:
+        total_max = tl.maximum(first_max, row_max)
+        weight = tl.exp2(row_max - total_max)
+        total_sum = row_sum * weight + first_sum * tl.exp2(first_max - total_max)
+        # No keys: a sum of 0 and values of 0.
+        out = acc * (weight / tl.where(total_sum == 0.0, 1.0, total_sum))[:, None]
+        out_offsets = out_rows[:, None] * HEAD_DIM + dims[None, :]
+        tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
+        return
+
+    # Every warp's stores come before the arrival, which releases them to the last program.
+    tl.debug_barrier()
+    arrival_ptr = arrivals_ptr + seq * num_kv_heads + kv_head
+    sharing = tl.minimum(num_chunks, tl.num_programs(2))
+    if tl.atomic_add(arrival_ptr, 1, sem="acq_rel", scope="gpu") == sharing - 1:
+        tl.store(arrival_ptr, 0)
+        for group_head in tl.static_range(Q_PER_KV):
+            head = kv_head * Q_PER_KV + group_head
+            out_row = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + head
+            out = _combine(
+                partial_ptr, max_ptr, sum_ptr, out_row * MAX_CHUNKS, num_chunks, sinks_ptr, head,
+                HEAD_DIM, BLOCK_D, HAS_SINKS,
+            )  # fmt: skip
+            out_offsets = out_row * HEAD_DIM + dims
+            tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+
+
+def attention_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    window: int | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    problem = Problem(
+        num_seqs=q.shape[0],
+        num_kv_heads=k_cache.shape[2],
+        q_per_kv=q.shape[1] // k_cache.shape[2],
+        head_dim=q.shape[2],
+        dtype=q.dtype,
+        max_kv_len=block_table.shape[1] * k_cache.shape[1],
+    )
+    return launch(
+        choose_launch(problem, gpu_spec(q.device)),
+        q,
+        k_cache,
+        v_cache,
+        block_table=block_table,
+        seq_lens=seq_lens,
+        scale=scale,
+        window=window,
+        sinks=sinks,
+    )
+
+
+def launch(
+    how: Launch,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    *,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    scale: float,
+    window: int | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Run the kernel as `how` says; the arguments are attention_decode's."""
+    num_seqs, num_q_heads, head_dim = q.shape
+    block_size, num_kv_heads = k_cache.shape[1:3]
+    q_per_kv = num_q_heads // num_kv_heads
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    partial = q.new_empty((num_seqs, num_q_heads, how.max_chunks, head_dim), dtype=torch.float32)
+    maxima, sums = q.new_empty((2, num_seqs, num_q_heads, how.max_chunks), dtype=torch.float32)
+    attention_decode_kernel[(num_kv_heads, num_seqs, how.programs_per_head)](
+        q,
+        k_cache,
+        v_cache,
+        out,
+        partial,
+        maxima,
+        sums,
+        _arrivals(q.device, triton.next_power_of_2(num_seqs * num_kv_heads)),
+        block_table,
+        seq_lens,
+        sinks,
+        scale * LOG2_E.value,
+        0 if window is None else window,
+        q.stride(0),
+        q.stride(1),
+        k_cache.stride(0),
+        k_cache.stride(1),
+        k_cache.stride(2),
+        v_cache.stride(0),
+        v_cache.stride(1),
+        v_cache.stride(2),
+        block_table.stride(0),
+        num_kv_heads,
+        Q_PER_KV=q_per_kv,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size,
+        MAX_CHUNKS=how.max_chunks,
+        MIN_CHUNK=how.min_chunk,
+        ROWS=max(MIN_ROWS, triton.next_power_of_2(q_per_kv)),
+        BLOCK_N=how.block_n,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        HAS_WINDOW=window is not None,
+        HAS_SINKS=sinks is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=how.num_warps,
+        num_stages=how.num_stages,
+    )
+    return out
+
+
+@cache
+def _arrivals(device: torch.device, count: int) -> Tensor:
+    """Arrival counters: zero between launches, as the last program of each pair resets its own.
+
+    Launches that share them must run one after the other: one stream a device.
+    """
+    return torch.zeros(count, dtype=torch.int32, device=device)
