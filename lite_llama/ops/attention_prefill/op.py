@@ -15,7 +15,7 @@ from lite_llama.kernel_lib.checks import (
     check_shape,
     check_unit_stride,
 )
-from lite_llama.ops.attention_prefill import reference
+from lite_llama.ops.attention_prefill import cpu, reference
 
 
 def attention_prefill(
@@ -58,13 +58,14 @@ def attention_prefill(
         "causal": causal,
         "scale": q.shape[-1] ** -0.5 if scale is None else scale,
         "window": window,
-        "sinks": sinks,
     }
     if q.is_cuda:
         from lite_llama.ops.attention_prefill import kernel
 
-        return kernel.attention_prefill(q, k, v, max_q_len=max_q_len, **arguments)
-    return reference.attention_prefill(q, k, v, **arguments)
+        return kernel.attention_prefill(q, k, v, max_q_len=max_q_len, sinks=sinks, **arguments)
+    if sinks is None:
+        return cpu.attention_prefill(q, k, v, **arguments)
+    return reference.attention_prefill(q, k, v, sinks=sinks, **arguments)
 
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> None:

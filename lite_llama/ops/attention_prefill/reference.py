@@ -1,5 +1,7 @@
 """attention_prefill in plain torch: one sequence after the other, the whole score matrix."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,22 @@ def attention_prefill(
     sinks: Tensor | None,
 ) -> Tensor:
     out = torch.empty_like(q)
+    sequences = split_sequences(q, k, v, cu_seqlens_q, seq_lens, block_table)
+    for rows, queries, keys, values in sequences:
+        mask = visible_keys(queries, keys, causal, window)
+        out[rows] = _attend(queries, keys, values, mask, scale, sinks)
+    return out
+
+
+def split_sequences(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    block_table: Tensor | None,
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """(rows of q, q, k, v) of each sequence, k and v gathered from their blocks."""
     bounds = cu_seqlens_q.tolist()
     kv_start = 0
     for i, kv_len in enumerate(seq_lens.tolist()):
@@ -26,23 +44,16 @@ def attention_prefill(
             keys, values = (x[kv_start : kv_start + kv_len] for x in (k, v))
             kv_start += kv_len
         else:
-            keys, values = (_gather(x, block_table[i], kv_len) for x in (k, v))
-        mask = _mask(rows.stop - rows.start, kv_len, causal, window, q.device)
-        out[rows] = _attend(q[rows], keys, values, mask, scale, sinks)
-    return out
+            blocks = block_table[i, : -(-kv_len // k.shape[1])]
+            keys, values = (x.index_select(0, blocks).flatten(0, 1)[:kv_len] for x in (k, v))
+        yield rows, q[rows], keys, values
 
 
-def _gather(cache: Tensor, blocks: Tensor, kv_len: int) -> Tensor:
-    block_size = cache.shape[1]
-    used = blocks[: -(-kv_len // block_size)].long()
-    return cache[used].flatten(0, 1)[:kv_len]
-
-
-def _mask(
-    q_len: int, kv_len: int, causal: bool, window: int | None, device: torch.device
-) -> Tensor:
-    query = torch.arange(kv_len - q_len, kv_len, device=device)[:, None]
-    key = torch.arange(kv_len, device=device)[None, :]
+def visible_keys(q: Tensor, k: Tensor, causal: bool, window: int | None) -> Tensor:
+    """Mask [q_len, kv_len]: which keys each query sees; the last query stands at the last key."""
+    q_len, kv_len = len(q), len(k)
+    query = torch.arange(kv_len - q_len, kv_len, device=q.device)[:, None]
+    key = torch.arange(kv_len, device=q.device)[None, :]
     visible = key <= query if causal else torch.ones_like(key <= query)
     return visible if window is None else visible & (key > query - window)
 
