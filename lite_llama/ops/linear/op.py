@@ -1,5 +1,7 @@
 """y = x Wᵀ + b."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     if bias is not None:
         check_shape("bias", bias, (rows,))
         check_device("bias", bias, "x", x)
-    flat = x.reshape(-1, columns)
+    flat = x.reshape(math.prod(x.shape[:-1]), columns)
     if flat.shape[0] and rows and columns and x.is_cuda and isinstance(packed, DenseWeight):
         from lite_llama.ops.linear import kernel
 
