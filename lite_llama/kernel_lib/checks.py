@@ -1,8 +1,10 @@
 """Argument checks that operators share: each names argument, value and expectation."""
 
+import torch
 from torch import Tensor
 
 from lite_llama.errors import OperatorError
+from lite_llama.kernel_lib.row_launch import MAX_COLUMNS
 
 
 def check(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
@@ -48,9 +50,19 @@ def check_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         raise OperatorError(f"{name} is on {x.device}, expected {other.device} as {other_name}")
 
 
-def check_contiguous_last(name: str, x: Tensor) -> None:
-    """Require that the last dimension's elements lie side by side."""
-    if x.dim() and x.shape[-1] > 1 and x.stride(-1) != 1:
-        raise OperatorError(
-            f"{name} has strides {tuple(x.stride())}, expected 1 in the last dimension"
-        )
+def check_float_up_to_32(name: str, x: Tensor) -> None:
+    """Require float32, float16 or bfloat16: kernels compute in float32."""
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise OperatorError(f"{name} has dtype {x.dtype}, expected float32, float16 or bfloat16")
+
+
+def check_row_length(name: str, x: Tensor) -> None:
+    """Require a last dimension whose rows fit a program's registers."""
+    if x.dim() == 0 or not 0 < x.shape[-1] <= MAX_COLUMNS:
+        raise OperatorError(f"{name} has shape {tuple(x.shape)}, expected [..., 1..{MAX_COLUMNS}]")
+
+
+def check_unit_stride(name: str, x: Tensor) -> None:
+    """Require that neighbours in the last dimension are neighbours in memory."""
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise OperatorError(f"{name} has strides {x.stride()}, expected 1 in the last dimension")

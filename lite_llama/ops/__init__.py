@@ -8,13 +8,17 @@ from lite_llama.ops.add.op import add
 from lite_llama.ops.argmax.op import argmax
 from lite_llama.ops.attention_decode.op import attention_decode
 from lite_llama.ops.attention_prefill.op import attention_prefill
+from lite_llama.ops.bias_rope_pad.op import bias_rope_pad, unpad
 from lite_llama.ops.embedding.op import embedding
 from lite_llama.ops.fused_ffn.op import fused_ffn
 from lite_llama.ops.kv_write.op import kv_write
+from lite_llama.ops.layer_norm.op import layer_norm
 from lite_llama.ops.linear.op import linear, linear_fp8
+from lite_llama.ops.repeat_kv.op import repeat_kv
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope
 from lite_llama.ops.sample.op import SamplingRows, apply_penalties, sample
+from lite_llama.ops.softmax.op import softmax
 from lite_llama.ops.swiglu.op import swiglu
 
 __all__ = [
@@ -25,13 +29,18 @@ __all__ = [
     "argmax",
     "attention_decode",
     "attention_prefill",
+    "bias_rope_pad",
     "embedding",
     "fused_ffn",
     "kv_write",
+    "layer_norm",
     "linear",
     "linear_fp8",
+    "repeat_kv",
     "rms_norm",
     "rope",
     "sample",
+    "softmax",
     "swiglu",
+    "unpad",
 ]

@@ -30,8 +30,8 @@ def test_kernel_adds_as_torch_does(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_may_be_strided_or_transposed(device: torch.device, dtype: torch.dtype) -> None:
-    x = random(3, 576, dtype=dtype, device=device)
-    y = random(3, 576, dtype=dtype, device=device)
+    x = random(3, 40, dtype=dtype, device=device)
+    y = random(3, 40, dtype=dtype, device=device)
     assert torch.equal(kernel.add(non_contiguous(x), y), x + y)
     assert torch.equal(kernel.add(x.T, y.T), (x + y).T)
 

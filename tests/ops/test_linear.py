@@ -175,7 +175,7 @@ def test_calls_against_the_contract_name_the_argument(device: torch.device) -> N
         linear(x, torch.zeros(3, 5, device=device))
     with pytest.raises(OperatorError, match=r"bias has shape \(4,\), expected \(3,\)"):
         linear(x, weight, torch.zeros(4, device=device))
-    with pytest.raises(OperatorError, match=r"x has dtype torch.int64, expected a floating type"):
+    with pytest.raises(OperatorError, match=r"x has dtype torch.int64, expected float32"):
         linear(x.long(), weight)
     with pytest.raises(OperatorError, match=r"weight has shape \(4,\), expected 2 dimensions"):
         linear(x, weight[0])

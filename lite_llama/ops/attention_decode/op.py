@@ -7,13 +7,13 @@ from torch import Tensor
 
 from lite_llama.kernel_lib.checks import (
     check,
-    check_contiguous_last,
     check_device,
-    check_float,
+    check_float_up_to_32,
     check_integer,
     check_rank,
     check_same,
     check_shape,
+    check_unit_stride,
 )
 from lite_llama.ops.attention_decode import reference
 
@@ -44,7 +44,7 @@ def attention_decode(
     for name, tensor in (("block_table", block_table), ("seq_lens", seq_lens)):
         check_integer(name, tensor)
         check_device(name, tensor, "q", q)
-        check_contiguous_last(name, tensor)
+        check_unit_stride(name, tensor)
     check(scale is None or scale > 0, f"scale is {scale}, expected a positive number")
     check(window is None or window > 0, f"window is {window}, expected at least 1")
     if sinks is not None:
@@ -68,12 +68,12 @@ def attention_decode(
 
 def _check_heads(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     check_rank("q", q, 3)
-    check_float("q", q)
+    check_float_up_to_32("q", q)
     check_rank("k_cache", k_cache, 4)
     check_shape("v_cache", v_cache, tuple(k_cache.shape))
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
         check_same(name, tensor, "q", q)
-        check_contiguous_last(name, tensor)
+        check_unit_stride(name, tensor)
     check(
         k_cache.shape[3] == q.shape[2],
         f"k_cache has head_dim {k_cache.shape[3]}, expected {q.shape[2]} as q",

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from lite_llama.kernel_lib.checks import (
     check,
-    check_contiguous_last,
     check_device,
-    check_float,
+    check_float_up_to_32,
     check_integer,
     check_rank,
     check_same,
     check_shape,
+    check_unit_stride,
 )
 from lite_llama.ops.attention_prefill import reference
 
@@ -69,12 +69,12 @@ def attention_prefill(
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> None:
     check_rank("q", q, 3)
-    check_float("q", q)
+    check_float_up_to_32("q", q)
     check_rank("k", k, 4 if paged else 3)
     check_shape("v", v, tuple(k.shape))
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_same(name, tensor, "q", q)
-        check_contiguous_last(name, tensor)
+        check_unit_stride(name, tensor)
     check(
         k.shape[-1] == q.shape[-1],
         f"k has head_dim {k.shape[-1]}, expected {q.shape[-1]} as q",
@@ -98,7 +98,7 @@ def _check_lengths(
     for name, tensor in integers.items():
         check_integer(name, tensor)
         check_device(name, tensor, "q", q)
-        check_contiguous_last(name, tensor)
+        check_unit_stride(name, tensor)
 
 
 def _check_mask(

@@ -1,8 +1,14 @@
 """Rows of a table."""
 
+import torch
 from torch import Tensor
 
-from lite_llama.kernel_lib.checks import check_device, check_integer, check_rank
+from lite_llama.kernel_lib.checks import (
+    check_device,
+    check_integer,
+    check_rank,
+    check_unit_stride,
+)
 from lite_llama.layouts.encoded_rows import EncodedRows
 from lite_llama.ops.embedding import reference
 
@@ -17,5 +23,12 @@ def embedding(indices: Tensor, table: Tensor | EncodedRows) -> Tensor:
     if isinstance(table, EncodedRows):
         return table.gather(indices.reshape(-1)).view(*indices.shape, table.num_columns)
     check_rank("table", table, 2)
+    check_unit_stride("table", table)
     check_device("indices", indices, "table", table)
+    if indices.numel() == 0 or table.shape[1] == 0:
+        return torch.empty(*indices.shape, table.shape[1], dtype=table.dtype, device=table.device)
+    if table.is_cuda:
+        from lite_llama.ops.embedding import kernel
+
+        return kernel.embedding(indices, table)
     return reference.embedding(indices, table)

@@ -8,7 +8,7 @@ from torch import Tensor
 from lite_llama.kernel_lib.checks import (
     check,
     check_device,
-    check_float,
+    check_float_up_to_32,
     check_rank,
     check_shape,
 )
@@ -26,7 +26,7 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     """
     packed = _as_packed(weight)
     rows, columns = packed.shape
-    check_float("x", x)
+    check_float_up_to_32("x", x)
     check(
         x.dim() > 0 and x.shape[-1] == columns,
         f"x has shape {tuple(x.shape)}, expected last dimension {columns} as weight [{rows}, "
@@ -95,5 +95,5 @@ def _as_packed(weight: Tensor | PackedWeight) -> PackedWeight:
     if not isinstance(weight, Tensor):
         return weight
     check_rank("weight", weight, 2)
-    check_float("weight", weight)
+    check_float_up_to_32("weight", weight)
     return DenseWeight(weight)

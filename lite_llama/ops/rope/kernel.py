@@ -1,0 +1,107 @@
+"""rope in Triton: a program rotates several heads of one token; sines come from the table."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lite_llama.kernel_lib.rows import ceil_div
+from lite_llama.ops.rope.launch import choose_launch
+
+
+@triton.jit
+def _rotate(
+    x_ptr,
+    head_stride,
+    first_head,
+    num_heads,
+    cos,
+    sin,
+    HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+):
+    heads = first_head + tl.arange(0, BLOCK_HEADS)[:, None]
+    columns = tl.arange(0, BLOCK_HALF)[None, :]
+    mask = (heads < num_heads) & (columns < HALF)
+    a_at = x_ptr + heads.to(tl.int64) * head_stride + columns
+    a = tl.load(a_at, mask=mask, other=0.0).to(tl.float32)
+    b = tl.load(a_at + HALF, mask=mask, other=0.0).to(tl.float32)
+    tl.store(a_at, (a * cos - b * sin).to(x_ptr.dtype.element_ty), mask=mask)
+    tl.store(a_at + HALF, (b * cos + a * sin).to(x_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _rope(
+    q_ptr,
+    k_ptr,
+    cos_sin_ptr,
+    positions_ptr,
+    q_token_stride,
+    q_head_stride,
+    k_token_stride,
+    k_head_stride,
+    cos_sin_stride,
+    num_q_heads,
+    num_kv_heads,
+    HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+):
+    q_pieces = tl.cdiv(num_q_heads, BLOCK_HEADS)
+    pieces = q_pieces + tl.cdiv(num_kv_heads, BLOCK_HEADS)
+    token = (tl.program_id(0) // pieces).to(tl.int64)
+    piece = tl.program_id(0) % pieces
+    columns = tl.arange(0, BLOCK_HALF)[None, :]
+    row = cos_sin_ptr + tl.load(positions_ptr + token).to(tl.int64) * cos_sin_stride
+    cos = tl.load(row + columns, mask=columns < HALF, other=0.0)
+    sin = tl.load(row + HALF + columns, mask=columns < HALF, other=0.0)
+    if piece < q_pieces:
+        _rotate(
+            q_ptr + token * q_token_stride,
+            q_head_stride,
+            piece * BLOCK_HEADS,
+            num_q_heads,
+            cos,
+            sin,
+            HALF,
+            BLOCK_HEADS,
+            BLOCK_HALF,
+        )
+    else:
+        _rotate(
+            k_ptr + token * k_token_stride,
+            k_head_stride,
+            (piece - q_pieces) * BLOCK_HEADS,
+            num_kv_heads,
+            cos,
+            sin,
+            HALF,
+            BLOCK_HEADS,
+            BLOCK_HALF,
+        )
+
+
+def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
+    """Rotate q and k in place; at least one token."""
+    num_tokens, num_q_heads, _ = q.shape
+    num_kv_heads = k.shape[1]
+    half = cos_sin.shape[1] // 2
+    launch = choose_launch(max(num_q_heads, num_kv_heads), half)
+    pieces = ceil_div(num_q_heads, launch.heads) + ceil_div(num_kv_heads, launch.heads)
+    _rope[(num_tokens * pieces,)](
+        q,
+        k,
+        cos_sin,
+        positions.contiguous(),
+        q.stride(0),
+        q.stride(1),
+        k.stride(0),
+        k.stride(1),
+        cos_sin.stride(0),
+        num_q_heads,
+        num_kv_heads,
+        HALF=half,
+        BLOCK_HEADS=launch.heads,
+        BLOCK_HALF=launch.half,
+        num_warps=launch.num_warps,
+    )

@@ -1,0 +1,43 @@
+"""swiglu in Triton: one program a piece of a row; gate and up may lie in one buffer."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lite_llama.kernel_lib.rows import as_rows, ceil_div, next_power_of_2
+
+# 256 threads with 16 bytes of each input, twice.
+_BYTES_PER_PROGRAM = 256 * 16 * 2
+
+
+@triton.jit
+def _swiglu(gate_ptr, up_ptr, out_ptr, gate_row_stride, up_row_stride, n, BLOCK: tl.constexpr):
+    pieces = tl.cdiv(n, BLOCK)
+    row = (tl.program_id(0) // pieces).to(tl.int64)
+    start = (tl.program_id(0) % pieces) * BLOCK
+    columns = start + tl.arange(0, BLOCK)
+    mask = columns < n
+    gate = tl.load(gate_ptr + row * gate_row_stride + columns, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + row * up_row_stride + columns, mask=mask, other=0.0).to(tl.float32)
+    out = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out_ptr + row * n + columns, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up for gate and up [..., n] with at least one element."""
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    gate, up = as_rows(gate), as_rows(up)
+    num_rows, n = gate.shape
+    block = min(next_power_of_2(n), _BYTES_PER_PROGRAM // gate.element_size())
+    _swiglu[(num_rows * ceil_div(n, block),)](
+        gate,
+        up,
+        out,
+        gate.stride(0),
+        up.stride(0),
+        n,
+        BLOCK=block,
+        num_warps=max(1, min(8, block * gate.element_size() // 1024)),
+    )
+    return out

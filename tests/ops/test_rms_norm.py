@@ -1,0 +1,105 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lite_llama.errors import OperatorError
+from lite_llama.ops import add_rms_norm, rms_norm
+from lite_llama.ops.rms_norm import kernel
+from tests.ops.compare import (
+    DTYPES,
+    assert_close_to_reference,
+    non_contiguous,
+    poison_new_outputs,
+    random,
+    same_bits,
+)
+from tests.ops.tolerances import FP8_OUTPUT, ROWWISE
+
+EPS = 1e-5
+
+
+def _exact(x: Tensor, weight: Tensor) -> Tensor:
+    wide = x.double()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+    return wide * scale * weight.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "shape", [(1, 4), (3, 576), (2, 2880), (32, 32), (128, 128), (2, 3, 64), (1, 15872)]
+)
+def test_kernel_normalises_as_the_definition_says(
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = random(*shape, dtype=dtype, device=device)
+    weight = random(shape[-1], dtype=dtype, device=device)
+    plain = F.rms_norm(x, weight.shape, weight, EPS)
+    poison_new_outputs(monkeypatch)
+    got = kernel.rms_norm(x, weight, EPS)
+    assert_close_to_reference(got, _exact(x, weight), ROWWISE, plain)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_residual_is_added_and_rounded_once_before_the_norm(
+    device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, residual = (random(3, 576, dtype=dtype, device=device) for _ in range(2))
+    weight = random(576, dtype=torch.float32, device=device)
+    want_total = x + residual
+    poison_new_outputs(monkeypatch)
+    got, total = kernel.add_rms_norm(x, residual, weight, EPS)
+    assert same_bits(total, want_total)
+    assert_close_to_reference(got, _exact(want_total, weight), ROWWISE)
+
+
+def test_fp8_rows_are_normalised_and_returned_in_fp8(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("fp8 conversions need Ada or Hopper")
+    x = random(2, 8, 512, dtype=torch.float32, device=device, scale=3.0).to(torch.float8_e4m3fn)
+    weight = random(512, dtype=torch.float32, device=device)
+    got = kernel.rms_norm(x, weight, EPS)
+    assert got.dtype == torch.float8_e4m3fn
+    assert_close_to_reference(got, _exact(x, weight), FP8_OUTPUT)
+
+
+def test_strided_rows_give_the_same_bits(device: torch.device) -> None:
+    x = random(3, 576, dtype=torch.bfloat16, device=device)
+    weight = random(576, dtype=torch.bfloat16, device=device)
+    got = kernel.rms_norm(non_contiguous(x), weight, EPS)
+    assert same_bits(got, kernel.rms_norm(x, weight, EPS))
+
+
+def test_a_row_gives_the_same_bits_alone_and_in_a_batch(device: torch.device) -> None:
+    x = random(300, 64, dtype=torch.bfloat16, device=device)
+    weight = random(64, dtype=torch.bfloat16, device=device)
+    assert same_bits(kernel.rms_norm(x, weight, EPS)[17:18], kernel.rms_norm(x[17:18], weight, EPS))
+
+
+def test_rows_of_zeros_stay_zero_and_large_rows_stay_finite(device: torch.device) -> None:
+    x = torch.zeros(2, 64, device=device)
+    x[1] = 1e18
+    got = kernel.rms_norm(x, torch.ones(64, device=device), EPS)
+    assert torch.equal(got[0], x[0])
+    torch.testing.assert_close(got[1], torch.ones(64, device=device))
+
+
+def test_no_rows_give_no_rows(device: torch.device) -> None:
+    x, weight = torch.empty(0, 8, device=device), torch.ones(8, device=device)
+    assert rms_norm(x, weight, EPS).shape == (0, 8)
+    assert [part.shape for part in add_rms_norm(x, x, weight, EPS)] == [(0, 8), (0, 8)]
+
+
+def test_calls_against_the_contract_name_the_argument(device: torch.device) -> None:
+    x, weight = torch.zeros(2, 8, device=device), torch.ones(8, device=device)
+    with pytest.raises(OperatorError, match=r"weight has shape \(4,\), expected \(8,\)"):
+        rms_norm(x, weight[:4], EPS)
+    with pytest.raises(OperatorError, match=r"residual has dtype torch.float16"):
+        add_rms_norm(x, x.half(), weight, EPS)
+    with pytest.raises(OperatorError, match=r"expected \[\.\.\., 1\.\.32768\]"):
+        rms_norm(torch.zeros(1, 40000, device=device), torch.zeros(40000, device=device), EPS)
+    with pytest.raises(OperatorError, match="weight has strides"):
+        rms_norm(x, torch.ones(16, device=device)[::2], EPS)
