@@ -8,7 +8,7 @@ from torch import Tensor
 from lite_llama.kernel_lib.checks import (
     check,
     check_device,
-    check_float,
+    check_float_up_to_32,
     check_integer,
     check_rank,
     check_same,
@@ -68,7 +68,7 @@ def attention_decode(
 
 def _check_heads(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     check_rank("q", q, 3)
-    check_float("q", q)
+    check_float_up_to_32("q", q)
     check_rank("k_cache", k_cache, 4)
     check_shape("v_cache", v_cache, tuple(k_cache.shape))
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):

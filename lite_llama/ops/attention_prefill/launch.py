@@ -43,11 +43,11 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     if problem.dtype == torch.float32:
         # No tensor cores in exact float32: a small tile keeps the operands in registers.
         return Launch(32, 32, 4, 2, q_per_kv)
+    block_m = 64 if problem.max_q_len <= 64 else 128
     block_n = 128 if problem.head_dim <= 64 else 64
+    num_warps = 8 if block_m * problem.head_dim > 64 * 128 else 4
     fits_a_block = problem.block_size == 0 or problem.block_size % block_n == 0
     use_tma = gpu.capability >= (9, 0) and problem.tma_ready and fits_a_block
-    if problem.max_q_len <= 64:
-        return Launch(64, block_n, 4, 2, q_per_kv, use_tma)
-    if problem.head_dim <= 64:
-        return Launch(128, block_n, 4, 3, q_per_kv, use_tma)
-    return Launch(128, block_n, 8, 3, q_per_kv, use_tma)
+    row_bytes = max(16, problem.head_dim) * problem.dtype.itemsize
+    stages = (gpu.shared_bytes_per_block // row_bytes - block_m) // (2 * block_n)
+    return Launch(block_m, block_n, num_warps, max(1, min(3, stages)), q_per_kv, use_tma)

@@ -8,7 +8,7 @@ from torch import Tensor
 from lite_llama.kernel_lib.checks import (
     check,
     check_device,
-    check_float,
+    check_float_up_to_32,
     check_integer,
     check_rank,
     check_same,
@@ -70,7 +70,7 @@ def attention_prefill(
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> None:
     check_rank("q", q, 3)
-    check_float("q", q)
+    check_float_up_to_32("q", q)
     check_rank("k", k, 4 if paged else 3)
     check_shape("v", v, tuple(k.shape))
     for name, tensor in (("q", q), ("k", k), ("v", v)):

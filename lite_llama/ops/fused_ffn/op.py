@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lite_llama.kernel_lib.checks import check, check_float, check_rank, check_same
+from lite_llama.kernel_lib.checks import check, check_float_up_to_32, check_rank, check_same
 from lite_llama.ops.fused_ffn import reference
 
 
@@ -19,7 +19,7 @@ def fused_ffn(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -> Tensor:
         ("gate_up_weight", gate_up_weight),
         ("down_weight", down_weight),
     ):
-        check_float(name, tensor)
+        check_float_up_to_32(name, tensor)
         check_rank(name, tensor, 2)
         check_same(name, tensor, "x", x)
     hidden_size, intermediate_size = down_weight.shape

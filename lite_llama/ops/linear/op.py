@@ -1,12 +1,14 @@
 """y = x Wᵀ + b."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from lite_llama.kernel_lib.checks import (
     check,
     check_device,
-    check_float,
+    check_float_up_to_32,
     check_rank,
     check_shape,
 )
@@ -24,7 +26,7 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     """
     packed = _as_packed(weight)
     rows, columns = packed.shape
-    check_float("x", x)
+    check_float_up_to_32("x", x)
     check(
         x.dim() > 0 and x.shape[-1] == columns,
         f"x has shape {tuple(x.shape)}, expected last dimension {columns} as weight [{rows}, "
@@ -35,7 +37,7 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     if bias is not None:
         check_shape("bias", bias, (rows,))
         check_device("bias", bias, "x", x)
-    flat = x.reshape(-1, columns)
+    flat = x.reshape(math.prod(x.shape[:-1]), columns)
     if flat.shape[0] and rows and columns and x.is_cuda and isinstance(packed, DenseWeight):
         from lite_llama.ops.linear import kernel
 
@@ -93,5 +95,5 @@ def _as_packed(weight: Tensor | PackedWeight) -> PackedWeight:
     if not isinstance(weight, Tensor):
         return weight
     check_rank("weight", weight, 2)
-    check_float("weight", weight)
+    check_float_up_to_32("weight", weight)
     return DenseWeight(weight)

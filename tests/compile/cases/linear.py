@@ -1,0 +1,48 @@
+import torch
+
+from lite_llama.kernel_lib import gpu
+from lite_llama.kernel_lib.matmul import matmul
+from lite_llama.kernel_lib.matmul_launch import MatmulProblem, choose_launch
+from lite_llama.ops.linear import kernel
+
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+
+
+def _linear(m: int, n: int, k: int, dtype: torch.dtype) -> None:
+    kernel.linear(_new(m, k, dtype), _new(n, k, dtype), _new(1, n, dtype)[0])
+
+
+def _fp8(m: int) -> None:
+    # Ampere has no fp8 tensor cores: its answer is the reference's.
+    if gpu.INTERPRETER.capability < (8, 9):
+        _linear(8, 4096, 4096, BF16)
+        return
+    one = torch.empty(1, device="meta")
+    kernel.linear_fp8(_new(m, 4096, FP8), _new(4096, 4096, FP8), one, one, None, BF16)
+
+
+def _gated(m: int, dtype: torch.dtype) -> None:
+    problem = MatmulProblem(m, 8192, 2048, dtype, gated=True)
+    how = choose_launch(problem, gpu.INTERPRETER)
+    matmul(how, _new(m, 2048, dtype), _new(2 * 8192, 2048, dtype), gated=True)
+
+
+def _new(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(rows, columns, dtype=dtype, device="meta")
+
+
+CASES = {
+    "1x2048x2048 bf16": lambda: _linear(1, 2048, 2048, BF16),
+    "1x128256x2048 bf16": lambda: _linear(1, 128256, 2048, BF16),
+    "1x49152x576 fp32": lambda: _linear(1, 49152, 576, torch.float32),
+    "2x3x4 fp32": lambda: _linear(2, 3, 4, torch.float32),
+    "8x2048x8192 bf16": lambda: _linear(8, 2048, 8192, BF16),
+    "16x2048x2048 fp32": lambda: _linear(16, 2048, 2048, torch.float32),
+    "64x8192x2048 fp16": lambda: _linear(64, 8192, 2048, torch.float16),
+    "fp8 16x4096x4096": lambda: _fp8(16),
+    "fp8 4096x4096x4096": lambda: _fp8(4096),
+    "gated 1x8192x2048 bf16": lambda: _gated(1, BF16),
+    "gated 16x8192x2048 bf16": lambda: _gated(16, BF16),
+    "gated 1024x8192x2048 bf16": lambda: _gated(1024, BF16),
+    "gated 100x8192x2048 fp32": lambda: _gated(100, torch.float32),
+}

@@ -1,0 +1,293 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from lite_llama.errors import OperatorError
+from lite_llama.kernel_lib.gpu import A100, H200, RTX_5090
+from lite_llama.ops import attention_prefill
+from lite_llama.ops.attention_prefill import kernel, reference
+from lite_llama.ops.attention_prefill.launch import Launch, Problem, choose_launch
+from tests.ops.attention_inputs import Heads, Ragged, answer, ragged, torch_attention
+from tests.ops.compare import (
+    DTYPES,
+    assert_close_to_reference,
+    nmse,
+    non_contiguous,
+    poison_new_outputs,
+    same_bits,
+)
+from tests.ops.tolerances import ATTENTION
+
+ON_GPU = torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not ON_GPU, reason="no GPU: too many programs to interpret")
+
+
+def run(
+    x: Ragged,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    sinks: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    return kernel.attention_prefill(
+        x.q,
+        x.k,
+        x.v,
+        cu_seqlens_q=x.cu_seqlens_q,
+        seq_lens=x.seq_lens,
+        max_q_len=int(x.cu_seqlens_q.diff().max()),
+        block_table=x.block_table,
+        causal=causal,
+        scale=scale or x.q.shape[-1] ** -0.5,
+        window=window,
+        sinks=sinks,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("q_len", "kv_len", "heads"),
+    [(2, 2, Heads(1, 1, 4)), (5, 11, Heads(4, 2, 8)), (2, 20, Heads(16, 2, 128))],
+)
+@pytest.mark.parametrize("causal", [True, False])
+def test_small_problems_in_every_dtype(
+    device: torch.device,
+    dtype: torch.dtype,
+    q_len: int,
+    kv_len: int,
+    heads: Heads,
+    *,
+    causal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = ragged([q_len], [kv_len], heads, dtype, device)
+    want, by_torch = answer(x, causal=causal), torch_attention(x, causal=causal)
+    poison_new_outputs(monkeypatch)
+    assert_close_to_reference(run(x, causal=causal), want, ATTENTION, by_torch)
+
+
+@pytest.mark.parametrize("block_size", [0, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ragged_batches_with_cached_prefixes(
+    device: torch.device, dtype: torch.dtype, block_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One query, a tile and one more, no prefix, and a sequence without new tokens.
+    x = ragged([1, 129, 65, 0], [258, 129, 200, 7], Heads(2, 1, 64), dtype, device, block_size)
+    want, by_torch = answer(x), torch_attention(x)
+    poison_new_outputs(monkeypatch)
+    assert_close_to_reference(run(x), want, ATTENTION, by_torch)
+
+
+@pytest.mark.parametrize("q_per_kv", [1, 3, 4, 7, 8])
+def test_query_heads_share_key_heads(device: torch.device, q_per_kv: int) -> None:
+    x = ragged([20], [33], Heads(2 * q_per_kv, 2, 32), torch.float16, device, 16)
+    assert_close_to_reference(run(x), answer(x), ATTENTION, torch_attention(x))
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128])
+@pytest.mark.parametrize("block_size", [0, 16, 128])
+def test_head_dimensions_of_known_models(
+    device: torch.device, head_dim: int, block_size: int
+) -> None:
+    x = ragged([70], [131], Heads(2, 1, head_dim), torch.bfloat16, device, block_size)
+    assert_close_to_reference(run(x), answer(x), ATTENTION, torch_attention(x))
+
+
+@pytest.mark.parametrize("window", [1, 37, 64, 128, 1000])
+@pytest.mark.parametrize("block_size", [0, 16])
+def test_a_window_hides_older_keys(device: torch.device, window: int, block_size: int) -> None:
+    x = ragged([5, 200], [150, 331], Heads(2, 1, 64), torch.float16, device, block_size)
+    want, by_torch = answer(x, window=window), torch_attention(x, window=window)
+    assert_close_to_reference(run(x, window=window), want, ATTENTION, by_torch)
+
+
+@pytest.mark.parametrize("window", [None, 50])
+def test_sinks_join_the_denominator_only(device: torch.device, window: int | None) -> None:
+    x = ragged([40], [90], Heads(4, 2, 64), torch.bfloat16, device, 16)
+    sinks = torch.tensor([-1.0, 0.0, 3.0, 12.0], device=device)
+    want = answer(x, window=window, sinks=sinks)
+    assert_close_to_reference(run(x, window=window, sinks=sinks), want, ATTENTION)
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_heads"),
+    [(4, 8), *(pytest.param(*size, marks=needs_gpu) for size in ((8, 16), (24, 32), (64, 20)))],
+)
+@pytest.mark.parametrize("seq_len", [128, pytest.param(256, marks=needs_gpu)])
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_the_classic_table(
+    device: torch.device, batch: int, num_heads: int, seq_len: int, head_dim: int
+) -> None:
+    heads = Heads(num_heads, num_heads, head_dim)
+    x = ragged([seq_len] * batch, [seq_len] * batch, heads, torch.float16, device)
+    assert_close_to_reference(run(x), answer(x), ATTENTION, torch_attention(x))
+
+
+@needs_gpu
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("block_size", [0, 16, 256])
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_sequences(
+    device: torch.device, head_dim: int, block_size: int, *, causal: bool
+) -> None:
+    heads = Heads(8, 2, head_dim)
+    x = ragged([2047, 513, 1], [2047, 4097, 3000], heads, torch.bfloat16, device, block_size)
+    want, by_torch = answer(x, causal=causal), torch_attention(x, causal=causal)
+    assert_close_to_reference(run(x, causal=causal), want, ATTENTION, by_torch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    x = ragged([100, 3, 100], [100, 90, 170], Heads(2, 1, 64), dtype, device, 16)
+    together = run(x)
+    assert x.block_table is not None
+    for i, rows in enumerate([slice(0, 100), slice(100, 103), slice(103, 203)]):
+        alone = kernel.attention_prefill(
+            x.q[rows],
+            x.k,
+            x.v,
+            cu_seqlens_q=torch.tensor([0, rows.stop - rows.start], dtype=torch.int32).to(device),
+            seq_lens=x.seq_lens[i : i + 1],
+            max_q_len=rows.stop - rows.start,
+            block_table=x.block_table[i : i + 1],
+            causal=True,
+            scale=0.125,
+            window=None,
+            sinks=None,
+        )
+        assert same_bits(alone, together[rows])
+
+
+def test_inputs_may_be_views_and_stay_as_they_were(device: torch.device) -> None:
+    x = ragged([70], [70], Heads(2, 1, 64), torch.bfloat16, device)
+    packed = non_contiguous(torch.cat((x.q, x.k, x.v), dim=1).flatten(1))
+    q, k, v = packed.unflatten(1, (4, 64)).split((2, 1, 1), dim=1)
+    before = packed.clone()
+    views = Ragged(q, x.keys, x.values, x.cu_seqlens_q, x.seq_lens, k, v, None)
+    assert same_bits(run(views), run(x))
+    assert same_bits(packed, before)
+
+
+def test_large_scores_neither_overflow_nor_vanish(device: torch.device) -> None:
+    x = ragged([66], [66], Heads(1, 1, 64), torch.float32, device)
+    x.q.mul_(200.0)
+    assert_close_to_reference(run(x), answer(x), {torch.float32: 1e-7})
+    x.q.zero_()
+    assert_close_to_reference(run(x), answer(x), ATTENTION)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "how", [Launch(64, 32, 4, 2, 2), Launch(32, 64, 4, 2, 1), Launch(32, 64, 4, 2, 1, use_tma=True)]
+)
+def test_every_tile_gives_the_same_answer(
+    device: torch.device, how: Launch, *, causal: bool
+) -> None:
+    x = ragged([33, 70], [33, 140], Heads(2, 2, 80), torch.float16, device)
+    got = kernel.launch(
+        how,
+        x.q,
+        x.k,
+        x.v,
+        cu_seqlens_q=x.cu_seqlens_q,
+        seq_lens=x.seq_lens,
+        max_q_len=70,
+        block_table=None,
+        causal=causal,
+        scale=80**-0.5,
+        window=None,
+        sinks=None,
+    )
+    assert_close_to_reference(got, answer(x, causal=causal), ATTENTION)
+
+
+def test_a_sequence_without_keys_gives_zeros(device: torch.device) -> None:
+    x = ragged([3, 2], [0, 2], Heads(2, 1, 16), torch.float16, device)
+    got = run(x, causal=False)
+    assert torch.equal(got[:3], torch.zeros_like(got[:3]))
+    assert nmse(got[3:], answer(x, causal=False)[3:]) < 1e-6
+
+
+@pytest.mark.parametrize("block_size", [0, 16])
+def test_reference_agrees_with_float64(block_size: int) -> None:
+    cpu = torch.device("cpu")
+    x = ragged([5, 70], [100, 131], Heads(6, 2, 16), torch.float32, cpu, block_size)
+    sinks = torch.randn(6)
+    arguments = {
+        "cu_seqlens_q": x.cu_seqlens_q,
+        "seq_lens": x.seq_lens,
+        "block_table": x.block_table,
+        "causal": True,
+        "window": 40,
+        "sinks": sinks,
+    }
+    got = reference.attention_prefill(x.q, x.k, x.v, scale=0.25, **arguments)
+    assert nmse(got, answer(x, window=40, sinks=sinks)) < 1e-12
+    assert torch.equal(got, attention_prefill(x.q, x.k, x.v, max_q_len=70, **arguments))
+
+
+def test_no_tokens_give_no_result(device: torch.device) -> None:
+    x = ragged([0], [5], Heads(2, 1, 16), torch.float16, device)
+    got = attention_prefill(
+        x.q, x.k, x.v, cu_seqlens_q=x.cu_seqlens_q, seq_lens=x.seq_lens, max_q_len=0
+    )
+    assert got.shape == (0, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": (6, 3, 16)}, r"q has 3 heads, expected a multiple of k's 2"),
+        ({"k": (9, 2, 8), "v": (9, 2, 8)}, r"k has head_dim 8, expected 16 as q"),
+        ({"v": (9, 1, 16)}, r"v has shape \(9, 1, 16\), expected \(9, 2, 16\)"),
+        ({"cu_seqlens_q": (3,)}, r"cu_seqlens_q has shape \(3,\), expected \(2,\)"),
+        ({"sinks": (3,)}, r"sinks has shape \(3,\), expected \(4,\)"),
+        ({"window": 0}, r"window is 0, expected at least 1"),
+        ({"window": 4, "causal": False}, r"window is 4, expected None when causal is False"),
+        ({"scale": -1.0}, r"scale is -1.0, expected a positive number"),
+        ({"max_q_len": 0}, r"max_q_len is 0"),
+    ],
+)
+def test_calls_against_the_contract_name_the_argument(
+    device: torch.device, change: dict[str, object], message: str
+) -> None:
+    tensors: dict[str, Sequence[int]] = {"q": (6, 4, 16), "k": (9, 2, 16), "v": (9, 2, 16)}
+    arguments: dict[str, object] = {
+        name: torch.zeros(shape, device=device) for name, shape in tensors.items()
+    }
+    for name, size in (("cu_seqlens_q", 2), ("seq_lens", 1)):
+        arguments[name] = torch.zeros(size, dtype=torch.int32, device=device)
+    arguments["max_q_len"] = 6
+    for name, value in change.items():
+        if isinstance(value, tuple):
+            dtype = torch.int32 if name == "cu_seqlens_q" else torch.float32
+            value = torch.zeros(value, dtype=dtype, device=device)
+        arguments[name] = value
+    with pytest.raises(OperatorError, match=message):
+        attention_prefill(**arguments)  # type: ignore[arg-type]
+
+
+def test_dtypes_and_strides_must_match(device: torch.device) -> None:
+    x = ragged([4], [4], Heads(2, 1, 16), torch.float16, device)
+    lengths = {"cu_seqlens_q": x.cu_seqlens_q, "seq_lens": x.seq_lens, "max_q_len": 4}
+    with pytest.raises(OperatorError, match=r"k has dtype torch.float32"):
+        attention_prefill(x.q, x.k.float(), x.v, **lengths)
+    with pytest.raises(OperatorError, match=r"q has strides \(32, 1, 2\)"):
+        attention_prefill(x.q.reshape(4, 16, 2).transpose(1, 2), x.k, x.v, **lengths)
+    with pytest.raises(OperatorError, match=r"seq_lens has dtype torch.float32"):
+        attention_prefill(x.q, x.k, x.v, **(lengths | {"seq_lens": x.seq_lens.float()}))
+
+
+def test_the_launch_fits_the_gpu() -> None:
+    problem = Problem(1, 4096, 32, 8, 128, torch.bfloat16, 0, causal=True, tma_ready=True)
+    assert choose_launch(problem, H200).use_tma
+    assert not choose_launch(problem, A100).use_tma
+    for gpu in (A100, H200, RTX_5090):
+        how = choose_launch(problem, gpu)
+        tiles = how.block_m + 2 * how.block_n * how.num_stages
+        assert tiles * 128 * 2 <= gpu.shared_bytes_per_block
