@@ -14,7 +14,6 @@ from lite_llama.ops.fused_ffn.op import fused_ffn
 from lite_llama.ops.kv_write.op import kv_write
 from lite_llama.ops.layer_norm.op import layer_norm
 from lite_llama.ops.linear.op import linear, linear_fp8
-from lite_llama.ops.linear.op import linear
 from lite_llama.ops.repeat_kv.op import repeat_kv
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope

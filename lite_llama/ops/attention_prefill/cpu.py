@@ -30,7 +30,9 @@ def attention_prefill(
         masked = (causal and not plain) or window is not None
         mask = visible_keys(queries, keys, causal, window) if masked else None
         result = F.scaled_dot_product_attention(
-            *(x.transpose(0, 1)[None] for x in (queries, keys, values)),
+            _heads_first(queries),
+            _heads_first(keys),
+            _heads_first(values),
             attn_mask=mask,
             is_causal=plain,
             scale=scale,
@@ -38,3 +40,7 @@ def attention_prefill(
         )
         out[rows] = result[0].transpose(0, 1)
     return out
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).unsqueeze(0)
