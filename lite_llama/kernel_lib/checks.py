@@ -1,5 +1,7 @@
 """Argument checks that operators share: each names argument, value and expectation."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,10 +9,10 @@ from lite_llama.errors import OperatorError
 from lite_llama.kernel_lib.row_launch import MAX_COLUMNS
 
 
-def check(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
-    """Raise OperatorError(message) unless `condition` holds."""
+def check(condition: bool, message: Callable[[], str]) -> None:  # noqa: FBT001 - an assertion
+    """Raise OperatorError(message()) unless `condition` holds: good calls format nothing."""
     if not condition:
-        raise OperatorError(message)
+        raise OperatorError(message())
 
 
 def check_rank(name: str, x: Tensor, rank: int) -> None:

@@ -215,6 +215,24 @@ def load_decoder(
     return _build(config, packed, cos_sin, precision.activations)
 
 
+def random_decoder(
+    config: ModelConfig, precision: Precision, *, device: torch.device, num_positions: int
+) -> Decoder:
+    """A decoder with random weights (normal, 0.02 wide; norms near 1), for benchmarks and tests."""
+    dtype = precision.weights or precision.activations
+    packed: dict[str, PackedWeight | EncodedRows | Tensor] = {}
+    for name, shape in expected_shapes(config).items():
+        values = torch.randn(shape, dtype=dtype, device=device) * 0.02
+        if "norm" in name:
+            values += 1.0
+        is_matrix = len(shape) == 2 and name != "embedding.weight"
+        packed[name] = DenseWeight(values) if is_matrix else values
+        if name == "embedding.weight" and config.tied_head:
+            packed["head.weight"] = DenseWeight(values)
+    cos_sin = cos_sin_table(config.rope, num_positions).to(device)
+    return _build(config, packed, cos_sin, precision.activations)
+
+
 @dataclass(frozen=True)
 class _Packer:
     config: ModelConfig

@@ -15,7 +15,7 @@ from lite_llama.kernel_lib.checks import (
     check_shape,
     check_unit_stride,
 )
-from lite_llama.ops.attention_decode import reference
+from lite_llama.ops.attention_decode import cpu, reference
 
 
 def attention_decode(
@@ -45,8 +45,8 @@ def attention_decode(
         check_integer(name, tensor)
         check_device(name, tensor, "q", q)
         check_unit_stride(name, tensor)
-    check(scale is None or scale > 0, f"scale is {scale}, expected a positive number")
-    check(window is None or window > 0, f"window is {window}, expected at least 1")
+    check(scale is None or scale > 0, lambda: f"scale is {scale}, expected a positive number")
+    check(window is None or window > 0, lambda: f"window is {window}, expected at least 1")
     if sinks is not None:
         check_shape("sinks", sinks, (q.shape[1],))
         check_device("sinks", sinks, "q", q)
@@ -57,13 +57,14 @@ def attention_decode(
         "seq_lens": seq_lens,
         "scale": q.shape[-1] ** -0.5 if scale is None else scale,
         "window": window,
-        "sinks": sinks,
     }
     if q.is_cuda:
         from lite_llama.ops.attention_decode import kernel
 
-        return kernel.attention_decode(q, k_cache, v_cache, **arguments)
-    return reference.attention_decode(q, k_cache, v_cache, **arguments)
+        return kernel.attention_decode(q, k_cache, v_cache, sinks=sinks, **arguments)
+    if sinks is None:
+        return cpu.attention_decode(q, k_cache, v_cache, **arguments)
+    return reference.attention_decode(q, k_cache, v_cache, sinks=sinks, **arguments)
 
 
 def _check_heads(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
@@ -76,9 +77,9 @@ def _check_heads(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
         check_unit_stride(name, tensor)
     check(
         k_cache.shape[3] == q.shape[2],
-        f"k_cache has head_dim {k_cache.shape[3]}, expected {q.shape[2]} as q",
+        lambda: f"k_cache has head_dim {k_cache.shape[3]}, expected {q.shape[2]} as q",
     )
     check(
         k_cache.shape[2] > 0 and q.shape[1] % k_cache.shape[2] == 0,
-        f"q has {q.shape[1]} heads, expected a multiple of k_cache's {k_cache.shape[2]}",
+        lambda: f"q has {q.shape[1]} heads, expected a multiple of k_cache's {k_cache.shape[2]}",
     )
