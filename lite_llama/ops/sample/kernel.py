@@ -57,7 +57,38 @@ def _settled(
     # Sums fall with the threshold, so those that reach are the first ones; the lowest always does.
     digit = tl.maximum(tl.sum((reached >= wanted).to(tl.int32)) - 1, 0)
     low = tl.load(lows_ptr + (done - 1) * num_rows + row)
-    return low + (digit.to(tl.uint32) << (32 - BITS * done).to(tl.uint32))
+    return low + (digit.to(tl.uint32) << (32 - BITS * done))
+
+
+@triton.jit
+def _top_k_floor(
+    lows_ptr,
+    sums_ptr,
+    top_k,
+    row,
+    num_rows,
+    vocab,
+    splits,
+    NUM_PASSES: tl.constexpr,
+    BITS: tl.constexpr,
+    SPLIT_BLOCK: tl.constexpr,
+):
+    """The top_k-th largest key after all passes; 0 if top_k keeps all."""
+    floor = tl.full([], 0, tl.uint32)
+    if top_k > 0:
+        floor = _settled(
+            lows_ptr,
+            sums_ptr,
+            tl.minimum(top_k, vocab).to(tl.float32),
+            row,
+            num_rows,
+            splits,
+            NUM_PASSES,
+            BITS=BITS,
+            FRACTION=False,
+            SPLIT_BLOCK=SPLIT_BLOCK,
+        )
+    return floor
 
 
 @triton.jit
@@ -116,21 +147,20 @@ def _search_pass(
             tl.load(logits_ptr + row * row_stride + best).to(tl.float32), temperature
         )
         weight = tl.where(mask, tl.exp(scaled - largest), 0.0)
-        if USES_TOP_K:  # noqa: SIM102 - known when compiled, unlike the next
-            if top_k > 0:
-                k_low = _settled(
-                    k_lows_ptr,
-                    k_sums_ptr,
-                    tl.minimum(top_k, vocab).to(tl.float32),
-                    row,
-                    num_rows,
-                    splits,
-                    NUM_PASSES,
-                    BITS=BITS,
-                    FRACTION=False,
-                    SPLIT_BLOCK=SPLIT_BLOCK,
-                )
-                weight = tl.where(key >= k_low, weight, 0.0)
+        if USES_TOP_K:
+            floor = _top_k_floor(
+                k_lows_ptr,
+                k_sums_ptr,
+                top_k,
+                row,
+                num_rows,
+                vocab,
+                splits,
+                NUM_PASSES,
+                BITS,
+                SPLIT_BLOCK,
+            )
+            weight = tl.where(key >= floor, weight, 0.0)
         lows_ptr = p_lows_ptr
         sums_ptr = p_sums_ptr
         wanted = top_p
@@ -157,7 +187,7 @@ def _search_pass(
         tl.store(lows_ptr + pass_index * num_rows + row, threshold)
     NUM: tl.constexpr = 1 << BITS
     sums_ptr += ((pass_index * num_rows + row) * splits + piece) * NUM
-    step = tl.full([], 1, tl.uint32) << (32 - BITS - BITS * pass_index).to(tl.uint32)
+    step = tl.full([], 1, tl.uint32) << (32 - BITS - BITS * pass_index)
     for i in range(NUM):
         tl.store(sums_ptr + i, tl.sum(tl.where(key >= threshold, weight, 0.0), axis=0))
         threshold += step
@@ -200,20 +230,18 @@ def _kept_mass(
     largest = tl.div_rn(tl.load(logits_ptr + row * row_stride + best).to(tl.float32), temperature)
     threshold = tl.full([], 0, tl.uint32)
     if USES_TOP_K:
-        top_k = tl.load(top_k_ptr + row)
-        if top_k > 0:
-            threshold = _settled(
-                k_lows_ptr,
-                k_sums_ptr,
-                tl.minimum(top_k, vocab).to(tl.float32),
-                row,
-                num_rows,
-                splits,
-                NUM_PASSES,
-                BITS=BITS,
-                FRACTION=False,
-                SPLIT_BLOCK=SPLIT_BLOCK,
-            )
+        threshold = _top_k_floor(
+            k_lows_ptr,
+            k_sums_ptr,
+            tl.load(top_k_ptr + row),
+            row,
+            num_rows,
+            vocab,
+            splits,
+            NUM_PASSES,
+            BITS,
+            SPLIT_BLOCK,
+        )
     if USES_TOP_P:
         top_p = tl.load(top_p_ptr + row)
         if top_p < 1.0:
