@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from lite_llama.kernel_lib.gpu import GpuSpec
 from lite_llama.kernel_lib.rows import next_power_of_2
 
-# 32 warps hold 32 float32 values a thread; beyond that registers spill.
-MAX_COLUMNS = 32768
+# 16 warps hold 32 float32 values a thread; with 32768 columns and 32 warps rms_norm spills.
+MAX_COLUMNS = 16384
 # 32 bytes a lane: two 16-byte loads in flight a thread and input.
 _BYTES_PER_WARP = 32 * 32
 # A program's tile of short rows.
@@ -30,4 +30,4 @@ def choose_row_launch(num_rows: int, num_columns: int, itemsize: int, gpu: GpuSp
         rows *= 2
     # A thread holds 32 float32 values at most.
     warps = max(rows * block * itemsize // _BYTES_PER_WARP, rows * block // 1024)
-    return RowLaunch(rows, block, num_warps=min(max(warps, 1), 32 if block == MAX_COLUMNS else 16))
+    return RowLaunch(rows, block, num_warps=min(max(warps, 1), 16))

@@ -20,6 +20,7 @@ from lite_llama.ops.rope.op import rope
 from lite_llama.ops.sample.op import SamplingRows, apply_penalties, sample
 from lite_llama.ops.softmax.op import softmax
 from lite_llama.ops.swiglu.op import swiglu
+from lite_llama.ops.topk.op import topk
 
 __all__ = [
     "SamplingRows",
@@ -42,5 +43,6 @@ __all__ = [
     "sample",
     "softmax",
     "swiglu",
+    "topk",
     "unpad",
 ]

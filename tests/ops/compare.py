@@ -63,7 +63,8 @@ def poison(x: Tensor) -> Tensor:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equality of memory, so that NaN equals itself and −0 differs from 0."""
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    flat_a, flat_b = a.reshape(-1), b.reshape(-1)
+    return a.shape == b.shape and torch.equal(flat_a.view(torch.uint8), flat_b.view(torch.uint8))
 
 
 def non_contiguous(x: Tensor) -> Tensor:

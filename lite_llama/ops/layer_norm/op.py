@@ -16,7 +16,7 @@ from lite_llama.ops.layer_norm import reference
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """(x − mean) / sqrt(variance + eps) · weight + bias over the last dimension (Ba et al. 2016).
 
-    x [..., hidden], weight and bias [hidden], hidden at most 32768; the variance is the biased
+    x [..., hidden], weight and bias [hidden], hidden at most 16384; the variance is the biased
     one; computed in float32, returned in x's dtype.
     """
     check_float_up_to_32("x", x)

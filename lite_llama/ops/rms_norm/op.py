@@ -17,7 +17,7 @@ from lite_llama.ops.rms_norm import reference
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019).
 
-    x [..., hidden] (fp8 too), weight [hidden], hidden at most 32768; computed in float32, returned
+    x [..., hidden] (fp8 too), weight [hidden], hidden at most 16384; computed in float32, returned
     in x's dtype.
     """
     _check(x, weight)
@@ -33,7 +33,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(x + residual), x + residual): the sum is rounded to x's dtype once, as it is kept.
 
-    x and residual [..., hidden] of one dtype, weight [hidden], hidden at most 32768.
+    x and residual [..., hidden] of one dtype, weight [hidden], hidden at most 16384.
     """
     _check(x, weight)
     check_shape("residual", residual, tuple(x.shape))
