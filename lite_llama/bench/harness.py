@@ -183,7 +183,8 @@ def _time_on_gpu(
 ) -> dict[str, Timing]:
     wanted = 4 * machine.l2_bytes // max(case.num_bytes, 1) + 1
     inputs = [case.make_inputs() for _ in range(min(max(wanted, 2), _MAX_INPUT_SETS))]
-    num_calls = max(_MIN_CALLS, len(inputs)) if case.num_bytes < 2**30 else len(inputs)
+    long_enough_alone = case.num_bytes >= 2**30 or case.num_flops >= 2**40
+    num_calls = len(inputs) if long_enough_alone else max(_MIN_CALLS, len(inputs))
     graphs = [_capture(call, inputs, num_calls) for call in contenders.values()]
     timings = _time_graphs(graphs, num_calls)
     return dict(zip(contenders, timings, strict=True))
