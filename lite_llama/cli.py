@@ -4,11 +4,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lite_llama.errors import LiteLlamaError
+from lite_llama.errors import ConfigError, LiteLlamaError
 
 if TYPE_CHECKING:
     from lite_llama.engine.sampling_params import SamplingParams
@@ -208,6 +209,61 @@ def inspect(
     from lite_llama.inspection import describe
 
     print(describe(model, prompt_len))
+
+
+bench = typer.Typer(help="Measure on the present device; results go to bench/log.")
+app.add_typer(bench, name="bench", no_args_is_help=True)
+
+
+@bench.command("ops")
+def bench_ops(
+    names: Annotated[list[str] | None, typer.Argument(help="Operators; all if none.")] = None,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "bf16",
+    profile: Annotated[
+        Path | None, typer.Option(help="Folder for torch-profiler traces with NVTX ranges.")
+    ] = None,
+) -> None:
+    """Time operators against torch, torch.compile and the library torch ships."""
+    from lite_llama.bench import plot
+    from lite_llama.bench.ops import run
+    from lite_llama.engine.config import resolve_device
+
+    run.main(names or (), device=resolve_device(device).type, dtype=dtype, profile=profile)
+    plot.main()
+
+
+@bench.command("latency")
+def bench_latency(
+    model: Annotated[str | None, typer.Argument(help="Directory or .gguf file.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Random weights in the shape of llama-3.2-1b, ...")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, as 1,2,4.")] = "1",
+    prompt_len: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 100,
+    gen_len: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
+    compare: Annotated[str | None, typer.Option(help="transformers: measure it beside.")] = None,
+    dtype: DType = "auto",
+    device: Device = "auto",
+) -> None:
+    """Time to first token and time a token, end to end."""
+    from lite_llama.bench import latency
+
+    if compare not in (None, "transformers"):
+        raise ConfigError(f"--compare is {compare!r}, expected transformers")
+    sizes = batch.split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ConfigError(f"--batch is {batch!r}, expected positive numbers such as 1,2,4")
+    latency.main(
+        model,
+        preset=preset,
+        batch=[int(size) for size in sizes],
+        prompt_len=prompt_len,
+        gen_len=gen_len,
+        device=device,
+        dtype=dtype,
+        compare=compare is not None,
+    )
 
 
 @app.command()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
-    cos, sin = cos_sin.index_select(0, positions).view(len(positions), 1, 2, -1).split(1, dim=2)
+    cos, sin = cos_sin.index_select(0, positions).view(len(positions), 1, 2, -1).chunk(2, dim=2)
     signed_sin = torch.cat((-sin, sin), dim=2)
     for x in (q, k):
         rotated = x[..., : cos_sin.shape[1]]

@@ -62,7 +62,10 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
         check_shape(name, tensor, (logits.shape[0],))
         check_device(name, tensor, "logits", logits)
         expected = _ROW_DTYPES[name]
-        check(tensor.dtype == expected, f"{name} has dtype {tensor.dtype}, expected {expected}")
+        check(
+            tensor.dtype == expected,
+            lambda: f"{name} has dtype {tensor.dtype}, expected {expected}",
+        )
         check_unit_stride(name, tensor)
     if logits.shape[0] == 0:
         return torch.empty(0, dtype=torch.int64, device=logits.device)
@@ -88,10 +91,13 @@ def apply_penalties(
     divided by `repetition` if positive, else multiplied. A token seen in the output: minus
     frequency · count, minus presence.
     """
-    check(logits.dtype == torch.float32, f"logits has dtype {logits.dtype}, expected float32")
+    check(
+        logits.dtype == torch.float32, lambda: f"logits has dtype {logits.dtype}, expected float32"
+    )
     _check_vocab(logits)
     check(
-        prompt_mask.dtype == torch.bool, f"prompt_mask has dtype {prompt_mask.dtype}, expected bool"
+        prompt_mask.dtype == torch.bool,
+        lambda: f"prompt_mask has dtype {prompt_mask.dtype}, expected bool",
     )
     check_integer("output_counts", output_counts)
     for name, x in (("logits", logits), ("prompt_mask", prompt_mask), ("counts", output_counts)):
@@ -135,5 +141,5 @@ def _check_vocab(logits: Tensor) -> None:
     check_rank("logits", logits, 2)
     check(
         0 < logits.shape[1] <= MAX_VOCAB,
-        f"logits has shape {tuple(logits.shape)}, expected [num_rows, 1..{MAX_VOCAB}]",
+        lambda: f"logits has shape {tuple(logits.shape)}, expected [num_rows, 1..{MAX_VOCAB}]",
     )
