@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lite_llama.errors import OperatorError
 from lite_llama.kernel_lib.checks import (
     check,
     check_device,
@@ -62,10 +63,8 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
         check_shape(name, tensor, (logits.shape[0],))
         check_device(name, tensor, "logits", logits)
         expected = _ROW_DTYPES[name]
-        check(
-            tensor.dtype == expected,
-            lambda: f"{name} has dtype {tensor.dtype}, expected {expected}",
-        )
+        if tensor.dtype != expected:
+            raise OperatorError(f"{name} has dtype {tensor.dtype}, expected {expected}")
         check_unit_stride(name, tensor)
     if logits.shape[0] == 0:
         return torch.empty(0, dtype=torch.int64, device=logits.device)
