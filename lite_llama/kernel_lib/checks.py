@@ -22,7 +22,7 @@ def check_rank(name: str, x: Tensor, rank: int) -> None:
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     """Require an exact shape."""
     if x.shape != shape:
-        raise OperatorError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
+        raise OperatorError(f"{name} has shape {tuple(x.shape)}, expected {tuple(shape)}")
 
 
 def check_float(name: str, x: Tensor) -> None:

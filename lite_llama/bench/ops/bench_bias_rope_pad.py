@@ -44,7 +44,7 @@ def _pad_case(
     def plain(qkv: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         rows = (qkv + bias)[source] * inside[..., None]
         heads = rows.view(*source.shape, _HEADS, _HEAD_DIM).transpose(1, 2)
-        q, k, v = heads.split((_Q_HEADS, _KV_HEADS, _KV_HEADS), dim=1)
+        q, k, v = torch.split(heads, [_Q_HEADS, _KV_HEADS, _KV_HEADS], dim=1)
         return _turn(q, cos, sin), _turn(k, cos, sin), v.contiguous()
 
     padded = source.numel()
