@@ -21,8 +21,8 @@ def check_rank(name: str, x: Tensor, rank: int) -> None:
 
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     """Require an exact shape."""
-    if x.shape != shape:
-        raise OperatorError(f"{name} has shape {tuple(x.shape)}, expected {tuple(shape)}")
+    if tuple(x.shape) != shape:
+        raise OperatorError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
 
 
 def check_float(name: str, x: Tensor) -> None:

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from lite_llama.errors import OperatorError
 from lite_llama.kernel_lib.checks import (
+    check,
     check_device,
-    check_float,
     check_float_up_to_32,
     check_integer,
     check_rank,
@@ -28,11 +27,12 @@ def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
     """
     check_rank("k", k, 3)
     check_rank("k_cache", k_cache, 4)
-    check_shape("v", v, k.shape)
-    check_shape("v_cache", v_cache, k_cache.shape)
-    if k_cache.shape[2:] != k.shape[1:]:
-        expected = f"[.., .., {k.shape[1]}, {k.shape[2]}]"
-        raise OperatorError(f"k_cache has shape {tuple(k_cache.shape)}, expected {expected}")
+    check_shape("v", v, tuple(k.shape))
+    check_shape("v_cache", v_cache, tuple(k_cache.shape))
+    check(
+        k_cache.shape[2:] == k.shape[1:],
+        f"k_cache has shape {tuple(k_cache.shape)}, expected [.., .., {k.shape[1]}, {k.shape[2]}]",
+    )
     check_integer("slot_mapping", slot_mapping)
     check_shape("slot_mapping", slot_mapping, (k.shape[0],))
     check_float_up_to_32("k", k)
@@ -53,7 +53,6 @@ def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
 
 def _check_cache(k_cache: Tensor, v_cache: Tensor) -> None:
     check_same("v_cache", v_cache, "k_cache", k_cache)
-    check_float("k_cache", k_cache)
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if not x.is_contiguous():
-            raise OperatorError(f"{name} has strides {x.stride()}, expected a contiguous cache")
+        check(x.dtype.is_floating_point, f"{name} has dtype {x.dtype}, expected a floating type")
+        check(x.is_contiguous(), f"{name} has strides {x.stride()}, expected a contiguous cache")

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from lite_llama.errors import OperatorError
 from lite_llama.kernel_lib.checks import (
+    check,
     check_device,
     check_float_up_to_32,
     check_integer,
@@ -29,14 +29,15 @@ def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
     check_rank("k", k, 3)
     check_integer("positions", positions)
     check_shape("positions", positions, (q.shape[0],))
-    if k.shape[0] != q.shape[0] or k.shape[2] != q.shape[2]:
-        of_q = f"num_tokens and head_dim of q {tuple(q.shape)}"
-        raise OperatorError(f"k has shape {tuple(k.shape)}, expected {of_q}")
-    if cos_sin.dim() != 2 or cos_sin.shape[1] % 2 or cos_sin.shape[1] > q.shape[2]:
-        expected = "[max_positions, even <= head_dim]"
-        raise OperatorError(f"cos_sin has shape {tuple(cos_sin.shape)}, expected {expected}")
-    if cos_sin.dtype != torch.float32:
-        raise OperatorError(f"cos_sin has dtype {cos_sin.dtype}, expected float32")
+    check(
+        k.shape[0] == q.shape[0] and k.shape[2] == q.shape[2],
+        f"k has shape {tuple(k.shape)}, expected num_tokens and head_dim of q {tuple(q.shape)}",
+    )
+    check(
+        cos_sin.dim() == 2 and cos_sin.shape[1] % 2 == 0 and cos_sin.shape[1] <= q.shape[2],
+        f"cos_sin has shape {tuple(cos_sin.shape)}, expected [max_positions, even <= head_dim]",
+    )
+    check(cos_sin.dtype == torch.float32, f"cos_sin has dtype {cos_sin.dtype}, expected float32")
     check_float_up_to_32("q", q)
     check_same("k", k, "q", q)
     for name, x in (("q", q), ("k", k), ("cos_sin", cos_sin)):

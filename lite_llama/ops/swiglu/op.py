@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from lite_llama.errors import OperatorError
-from lite_llama.kernel_lib.checks import check_float_up_to_32, check_same, check_shape
+from lite_llama.kernel_lib.checks import check, check_float_up_to_32, check_same, check_shape
 from lite_llama.ops.swiglu import reference
 
 
@@ -14,12 +13,14 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     Either gate and up [..., inter], or one fused buffer [..., 2 · inter] with the gate first.
     """
     check_float_up_to_32("gate", gate)
+    check(gate.dim() >= 1, f"gate has shape {tuple(gate.shape)}, expected [..., n]")
     if up is None:
-        if gate.dim() == 0 or gate.shape[-1] % 2:
-            expected = "an even last dimension [gate | up]"
-            raise OperatorError(f"gate has shape {tuple(gate.shape)}, expected {expected}")
+        check(
+            gate.shape[-1] % 2 == 0,
+            f"gate has shape {tuple(gate.shape)}, expected an even last dimension [gate | up]",
+        )
         gate, up = gate.chunk(2, dim=-1)
-    check_shape("up", up, gate.shape)
+    check_shape("up", up, tuple(gate.shape))
     check_same("up", up, "gate", gate)
     if gate.numel() == 0:
         return torch.empty_like(gate)
