@@ -100,7 +100,8 @@ def _best_of_piece(logits_ptr, best_ptr, row_stride, vocab, splits, BLOCK: tl.co
     tl.store(best_ptr + tl.program_id(0), tl.max(tl.where(mask, indexed_key(key, index), 0)))
 
 
-@triton.jit(do_not_specialize=["pass_index"])
+# Neither the pass nor the size of the batch must cost a compilation.
+@triton.jit(do_not_specialize=["pass_index", "num_rows"])
 def _search_pass(
     logits_ptr,
     best_ptr,
@@ -193,7 +194,7 @@ def _search_pass(
         threshold += step
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _kept_mass(
     logits_ptr,
     best_ptr,
