@@ -157,10 +157,10 @@ def _result(case: Case, call: Contender, inputs: tuple[Any, ...]) -> list[Tensor
 
 
 def _nmse(got: Tensor, want: Tensor) -> float:
-    # Rows that are -inf on both sides (masked logits) are equal.
-    same = got == want
-    error = torch.where(same, 0.0, got.double() - want.double()).square().sum()
-    power = torch.where(same & want.double().isinf(), 0.0, want.double()).square().sum()
+    got, want = got.double(), want.double()
+    # Infinities on both sides (masked logits) are equal.
+    error = torch.where(got == want, 0.0, got - want).square().sum()
+    power = torch.where(want.isinf(), 0.0, want).square().sum()
     return float(error / power.clamp_min(1e-30))
 
 

@@ -17,7 +17,7 @@ from lite_llama.ops.linear.op import linear, linear_fp8
 from lite_llama.ops.repeat_kv.op import repeat_kv
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope
-from lite_llama.ops.sample.op import SamplingRows, apply_penalties, sample
+from lite_llama.ops.sample.op import SamplingRows, apply_penalties, sample, token_logprobs
 from lite_llama.ops.softmax.op import softmax
 from lite_llama.ops.swiglu.op import swiglu
 from lite_llama.ops.topk.op import topk
@@ -43,6 +43,7 @@ __all__ = [
     "sample",
     "softmax",
     "swiglu",
+    "token_logprobs",
     "topk",
     "unpad",
 ]

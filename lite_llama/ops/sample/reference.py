@@ -82,3 +82,7 @@ def apply_penalties(
     logits.copy_(torch.where(logits > 0, logits / factor, logits * factor))
     logits -= frequency[:, None] * output_counts
     logits -= presence[:, None] * (output_counts > 0)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    return torch.log_softmax(logits.float(), dim=-1).gather(1, tokens.long())
