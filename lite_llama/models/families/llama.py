@@ -13,7 +13,7 @@ def read_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json of LlamaForCausalLM or MistralForCausalLM."""
     bias = flag(config, "attention_bias", default=False)
     # Llama's own code does not look at a window.
-    window = read_window(config) if config["architectures"] == ["MistralForCausalLM"] else None
+    window = read_window(config) if "MistralForCausalLM" in config["architectures"] else None
     return replace(read_common_hf(config, "llama"), qkv_bias=bias, o_bias=bias, window=window)
 
 
