@@ -68,7 +68,11 @@ class Engine:
                 "at least one token of answer); shorten it or raise max_model_len",
                 param="prompt",
             )
-        total = limit if params.max_tokens is None else min(limit, num_prompt + params.max_tokens)
+        if params.max_tokens is None:  # as long as context and cache allow
+            capacity = self.scheduler.pool.num_blocks * self.plan.block_size
+            total = max(num_prompt + 1, min(limit, capacity))
+        else:
+            total = min(limit, num_prompt + params.max_tokens)
         eos = frozenset() if params.ignore_eos else self.eos_token_ids
         request = Request(
             request_id=request_id,
@@ -132,6 +136,8 @@ class Engine:
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if not token_ids:
             raise RequestError("prompt is empty, expected at least one token", param="prompt")
+        if not all(type(token) is int for token in token_ids):
+            raise RequestError("prompt has an entry that is no integer token id", param="prompt")
         low, high = min(token_ids), max(token_ids)
         if low < 0 or high >= self.model.vocab_size:
             raise RequestError(
