@@ -68,3 +68,14 @@ def check_unit_stride(name: str, x: Tensor) -> None:
     """Require that neighbours in the last dimension are neighbours in memory."""
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         raise OperatorError(f"{name} has strides {x.stride()}, expected 1 in the last dimension")
+
+
+def check_row_of(name: str, x: Tensor, weight_name: str, weight: Tensor) -> None:
+    """Require one row that a [out_features, in_features] matrix of the same dtype multiplies."""
+    check_rank(weight_name, weight, 2)
+    check_shape(name, x, (1, weight.shape[1]))
+    check_float_up_to_32(name, x)
+    check_same(weight_name, weight, name, x)
+    for each_name, each in ((name, x), (weight_name, weight)):
+        if not each.is_contiguous():
+            raise OperatorError(f"{each_name} has strides {each.stride()}, expected contiguous")

@@ -14,6 +14,10 @@ from lite_llama.ops.fused_ffn.op import fused_ffn
 from lite_llama.ops.kv_write.op import kv_write
 from lite_llama.ops.layer_norm.op import layer_norm
 from lite_llama.ops.linear.op import linear, linear_fp8
+from lite_llama.ops.linear_add.op import linear_add
+from lite_llama.ops.norm_gate_up.op import norm_gate_up
+from lite_llama.ops.norm_linear.op import norm_linear
+from lite_llama.ops.norm_qkv.op import norm_qkv
 from lite_llama.ops.repeat_kv.op import repeat_kv
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope
@@ -36,7 +40,11 @@ __all__ = [
     "kv_write",
     "layer_norm",
     "linear",
+    "linear_add",
     "linear_fp8",
+    "norm_gate_up",
+    "norm_linear",
+    "norm_qkv",
     "repeat_kv",
     "rms_norm",
     "rope",
