@@ -1,5 +1,6 @@
 """The `lite-llama` command: flags to settings, results to the terminal, errors to one line."""
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +129,8 @@ def _answer(llm: "LLM", history: list[dict[str, str]], params: "SamplingParams")
 
 def _lines_from_user() -> Iterator[str]:
     """Messages typed or piped in; several lines between two lines of three quotes are one."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are no crash
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -159,7 +162,10 @@ def _loaded(model: str | None, **settings: Any) -> Iterator["LLM"]:
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Where nobody watches, stderr holds errors and figures only.
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("load", total=None)
         from lite_llama.llm import LLM
 
