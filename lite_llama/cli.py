@@ -66,10 +66,11 @@ def generate(
     max_model_len: MaxModelLen = None,
 ) -> None:
     """Answer one prompt, streaming."""
+    given = _given(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
     with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
-        params = _params(
-            llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+        params = replace(llm.default_sampling_params(), **given)
         if raw:
             _show(llm.stream(prompt, params))
         else:
@@ -92,10 +93,11 @@ def chat(
     max_model_len: MaxModelLen = None,
 ) -> None:
     """Talk with the model: /reset forgets, /exit leaves, Ctrl-C stops an answer."""
+    given = _given(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
     with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
-        params = _params(
-            llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+        params = replace(llm.default_sampling_params(), **given)
         opening = [{"role": "system", "content": system}] if system else []
         print('/reset forgets, /exit leaves, """ opens and closes several lines, Ctrl-C stops.')
         history = list(opening)
@@ -178,10 +180,13 @@ def _loaded(model: str | None, **settings: Any) -> Iterator["LLM"]:
         yield llm
 
 
-def _params(llm: "LLM", **flags: Any) -> "SamplingParams":
-    """The model's defaults, changed by the flags that were given."""
+def _given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given, checked before anyone waits for weights."""
+    from lite_llama.engine.sampling_params import SamplingParams
+
     given = {name: value for name, value in flags.items() if value is not None}
-    return replace(llm.default_sampling_params(), **given)
+    SamplingParams(**given)
+    return given
 
 
 def _show(chunks: Iterator["TextChunk"], pieces: list[str] | None = None) -> None:
