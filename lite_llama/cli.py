@@ -1,5 +1,6 @@
 """The `lite-llama` command: flags to settings, results to the terminal, errors to one line."""
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,10 +67,11 @@ def generate(
     max_model_len: MaxModelLen = None,
 ) -> None:
     """Answer one prompt, streaming."""
+    given = _given(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
     with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
-        params = _params(
-            llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+        params = replace(llm.default_sampling_params(), **given)
         if raw:
             _show(llm.stream(prompt, params))
         else:
@@ -92,10 +94,11 @@ def chat(
     max_model_len: MaxModelLen = None,
 ) -> None:
     """Talk with the model: /reset forgets, /exit leaves, Ctrl-C stops an answer."""
+    given = _given(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
     with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
-        params = _params(
-            llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+        params = replace(llm.default_sampling_params(), **given)
         opening = [{"role": "system", "content": system}] if system else []
         print('/reset forgets, /exit leaves, """ opens and closes several lines, Ctrl-C stops.')
         history = list(opening)
@@ -129,6 +132,8 @@ def _answer(llm: "LLM", history: list[dict[str, str]], params: "SamplingParams")
 
 def _lines_from_user() -> Iterator[str]:
     """Messages typed or piped in; several lines between two lines of three quotes are one."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are no crash
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -160,7 +165,10 @@ def _loaded(model: str | None, **settings: Any) -> Iterator["LLM"]:
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Where nobody watches, stderr holds errors and figures only.
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("load", total=None)
         from lite_llama.llm import LLM
 
@@ -173,10 +181,13 @@ def _loaded(model: str | None, **settings: Any) -> Iterator["LLM"]:
         yield llm
 
 
-def _params(llm: "LLM", **flags: Any) -> "SamplingParams":
-    """The model's defaults, changed by the flags that were given."""
+def _given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given, checked before anyone waits for weights."""
+    from lite_llama.engine.sampling_params import SamplingParams
+
     given = {name: value for name, value in flags.items() if value is not None}
-    return replace(llm.default_sampling_params(), **given)
+    SamplingParams(**given)
+    return given
 
 
 def _show(chunks: Iterator["TextChunk"], pieces: list[str] | None = None) -> None:

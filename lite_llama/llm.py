@@ -264,7 +264,8 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several: lists of {"role", "content"} messages."""
-        several = bool(messages) and not isinstance(messages[0], Mapping)
+        _check_list(messages)
+        several = not isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = messages if several else [messages]
         options = dict(chat_template_kwargs or {})
         prompts = [self.render_chat(each, tools=tools, **options) for each in conversations]
@@ -296,8 +297,7 @@ class LLM:
         **kwargs: Any,
     ) -> list[int]:
         """Token ids of a conversation in the model's chat template, ready for the answer."""
-        if not messages:
-            raise RequestError("messages is empty, expected at least one", param="messages")
+        _check_list(messages)
         if not all(isinstance(message, Mapping) for message in messages):
             raise RequestError(
                 'messages has an entry that is no {"role", "content"} map', param="messages"
@@ -429,6 +429,13 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if any(isinstance(prompt, Sequence) for prompt in listed):
         return cast(list[Prompt], listed)
     return [cast(list[int], listed)]
+
+
+def _check_list(messages: object) -> None:
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+        raise RequestError(
+            "messages is empty or no list, expected at least one message", param="messages"
+        )
 
 
 def _request_output(
