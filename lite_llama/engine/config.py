@@ -29,6 +29,7 @@ class EngineConfig:
     max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
     block_size: tokens a KV block. num_blocks: KV blocks in all. prefix_caching: keep and reuse
     the blocks of known prefixes. gpu_memory_utilization: share of the GPU's memory to fill.
+    enforce_eager: launch every kernel from the host instead of replaying CUDA graphs.
     """
 
     dtype: DTypeName = "auto"
@@ -40,6 +41,7 @@ class EngineConfig:
     num_blocks: int | None = None
     prefix_caching: bool = True
     gpu_memory_utilization: float = 0.9
+    enforce_eager: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPE_NAMES:
@@ -74,6 +76,7 @@ class EnginePlan:
     max_num_batched_tokens: int
     block_size: int
     prefix_caching: bool
+    enforce_eager: bool
 
 
 def resolve(config: EngineConfig, model: ModelConfig) -> EnginePlan:
@@ -103,6 +106,7 @@ def resolve(config: EngineConfig, model: ModelConfig) -> EnginePlan:
         max_num_batched_tokens=budget,
         block_size=config.block_size,
         prefix_caching=config.prefix_caching,
+        enforce_eager=config.enforce_eager,
     )
 
 

@@ -86,6 +86,8 @@ def _rows(requests: Sequence[Request], device: torch.device) -> ops.SamplingRows
         min_p=_column([p.min_p for p in params], device),
         seeds=torch.tensor([request.seed for request in requests], device=device),
         positions=torch.tensor([request.num_tokens for request in requests], device=device),
+        any_top_k=any(p.top_k > 0 for p in params),
+        any_top_p=any(p.top_p < 1 for p in params),
     )
 
 

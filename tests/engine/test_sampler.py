@@ -157,7 +157,12 @@ def test_a_rows_draw_does_not_depend_on_the_other_rows() -> None:
     )
     together = ops.sample(logits, mixed)
     for i in range(6):
-        single = ops.SamplingRows(**{k: v[i : i + 1] for k, v in vars(mixed).items()})
+        single = ops.SamplingRows(
+            **{
+                k: v[i : i + 1] if isinstance(v, torch.Tensor) else v
+                for k, v in vars(mixed).items()
+            }
+        )
         assert int(ops.sample(logits[i : i + 1], single)) == int(together[i])
     assert int(together[0]) == int(logits[0].argmax())
     assert int(together[4]) == int(logits[4].argmax())

@@ -28,6 +28,7 @@ def attention_decode(
     scale: float | None = None,
     window: int | None = None,
     sinks: Tensor | None = None,
+    overlap: bool = False,
 ) -> Tensor:
     """softmax(q kᵀ · scale) v over the seq_lens[i] cached tokens of each sequence.
 
@@ -35,6 +36,7 @@ def attention_decode(
     [num_blocks, block_size, num_kv_heads, head_dim]; block_table int32 [num_seqs, max_blocks];
     seq_lens int32 [num_seqs], the new token included; a length of 0 marks a padding row, whose
     result is 0. scale, window, sinks and head grouping as in `attention_prefill`.
+    `overlap` launches the kernel as a programmatic dependent where the GPU has that.
     Returns q's shape and dtype.
     """
     _check_heads(q, k_cache, v_cache)
@@ -61,7 +63,9 @@ def attention_decode(
     if q.is_cuda:
         from lite_llama.ops.attention_decode import kernel
 
-        return kernel.attention_decode(q, k_cache, v_cache, sinks=sinks, **arguments)
+        return kernel.attention_decode(
+            q, k_cache, v_cache, sinks=sinks, overlap=overlap, **arguments
+        )
     if sinks is None:
         return cpu.attention_decode(q, k_cache, v_cache, **arguments)
     return reference.attention_decode(q, k_cache, v_cache, sinks=sinks, **arguments)
