@@ -10,7 +10,7 @@ from lite_llama.ops.add import reference
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y, elementwise, for two tensors of one shape, dtype and device."""
     check_float("x", x)
-    check_shape("y", y, x.shape)
+    check_shape("y", y, tuple(x.shape))
     check_same("y", y, "x", x)
     if x.numel() == 0:
         return torch.empty_like(x)

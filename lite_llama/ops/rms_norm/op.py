@@ -36,7 +36,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     x and residual [..., hidden] of one dtype, weight [hidden], hidden at most 16384.
     """
     _check(x, weight)
-    check_shape("residual", residual, x.shape)
+    check_shape("residual", residual, tuple(x.shape))
     check_same("residual", residual, "x", x)
     if x.numel() == 0:
         return torch.empty_like(x), torch.empty_like(x)
