@@ -9,7 +9,6 @@ first needed and share one memory pool.
 import torch
 from torch import Tensor
 
-from lite_llama import ops
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.request import Request
@@ -43,27 +42,30 @@ class DecodeGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def launch(
-        self, requests: list[Request], positions: list[int], token_ids: list[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """One token of each request: (logits float32 [n, vocab], greedy tokens int64 [n]).
+        self, requests: list[Request], positions: list[int], token_ids: list[int] | Tensor
+    ) -> Tensor:
+        """Compute one token of each request: logits float32 [n, vocab].
 
-        `positions` of the tokens being computed. `token_ids` None takes the greedy tokens of the
-        step before, for the same requests in the same order, which the host need not know yet.
-        The results are overwritten by the next launch of the same size.
+        `token_ids` and `positions` of those tokens. Ids may still be on the device, int64 [n]:
+        drawn by a step that the host has not read. The result is overwritten by the next launch
+        of the same size.
         """
         count = len(requests)
         size = next(size for size in self._sizes if size >= count)
-        self._write_table(requests)
-        self._write_fields(requests, positions, token_ids, size)
         if size not in self._recorded:
             self._recorded[size] = self._record(size)
+        self._write_table(requests)
+        if isinstance(token_ids, Tensor):
+            self._write_fields(requests, positions, [0] * count, size)
+            self._fields[0, :count] = token_ids
+        else:
             self._write_fields(requests, positions, token_ids, size)
         graph, logits = self._recorded[size]
         graph.replay()
-        return logits[:count], self._fields[0, :count]
+        return logits[:count]
 
     def _write_fields(
-        self, requests: list[Request], positions: list[int], token_ids: list[int] | None, size: int
+        self, requests: list[Request], positions: list[int], token_ids: list[int], size: int
     ) -> None:
         block_size = self._plan.block_size
         padding = size - len(requests)
@@ -73,15 +75,14 @@ class DecodeGraphs:
         ]
         staging = self._staging[self._turn]
         self._turn = 1 - self._turn
-        first = 0 if token_ids is not None else 1
         rows = [
-            (token_ids or []) + [0] * padding,
+            token_ids + [0] * padding,
             positions + [0] * padding,
             slots + [-1] * padding,
             [position + 1 for position in positions] + [0] * padding,
         ]
-        staging[first:, :size] = torch.tensor(rows[first:])
-        self._fields[first:, :size].copy_(staging[first:, :size], non_blocking=True)
+        staging[:, :size] = torch.tensor(rows)
+        self._fields.copy_(staging, non_blocking=True)
 
     def _write_table(self, requests: list[Request]) -> None:
         owner = [(request.request_id, len(request.blocks)) for request in requests]
@@ -120,8 +121,5 @@ class DecodeGraphs:
             max_q_len=0,
         )
         if decode_chain.fits(self._decoder, size):
-            logits = decode_chain.forward(self._decoder, inputs, self._kv_cache)
-        else:
-            logits = self._decoder.forward(inputs, self._kv_cache)
-        token_ids.copy_(ops.argmax(logits)[1])
-        return logits
+            return decode_chain.forward(self._decoder, inputs, self._kv_cache)
+        return self._decoder.forward(inputs, self._kv_cache)

@@ -27,9 +27,10 @@ class _Live:
 
 
 class _ReadBack:
-    """Tokens on their way from the device to the host."""
+    """Tokens on their way from the device, where they are `source`, to the host."""
 
     def __init__(self, tokens: Tensor) -> None:
+        self.source = tokens
         self._event: torch.cuda.Event | None = None
         if tokens.is_cuda:
             self._host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
@@ -159,8 +160,9 @@ class Engine:
             scheduled.request.num_computed_tokens + scheduled.num_new_tokens
             for scheduled in launched.planned
         ]
-        # Greedy tokens stay where the graph left them; any other way of drawing is read above.
-        _, tokens = graphs.launch(requests, positions, None)
+        with torch.inference_mode():
+            logits = graphs.launch(requests, positions, launched.tokens.source)
+            tokens = sampler.sample(logits, requests, ahead=1)
         planned = [Scheduled(request, 1) for request in requests]
         return _Launched(planned, requests, _ReadBack(tokens), {})
 
@@ -262,11 +264,10 @@ class Engine:
 
 
 def _is_foreseeable(request: Request) -> bool:
-    """Whether the step after the one under way is known now, but for the greedy token itself."""
+    """Whether the step after the one under way is known now, but for the token it starts from."""
     params = request.params
     return (
         request.finish_reason is None
-        and params.temperature == 0
         and not params.has_penalties
         and not params.logit_bias
         and params.logprobs is None

@@ -36,6 +36,6 @@ class Runner:
                 request.tokens(position, position + 1)[0]
                 for request, position in zip(requests, positions, strict=True)
             ]
-            return self.graphs.launch(requests, positions, tokens)[0]
+            return self.graphs.launch(requests, positions, tokens)
         inputs = batch.build(planned, self.plan.block_size, self.plan.device, all_logits=all_logits)
         return self.decoder.forward(inputs, self.kv_cache)

@@ -11,16 +11,17 @@ from lite_llama.engine.request import Request, TokenLogprob, TokenLogprobs
 _NEVER = float("-inf")
 
 
-def sample(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+def sample(logits: Tensor, requests: Sequence[Request], *, ahead: int = 0) -> Tensor:
     """Draw one token a row: logits float32 [num_rows, vocab] (changed) -> int64 [num_rows].
 
     Order, as in vLLM: logit bias and the ban of early stops, penalties, then `ops.sample`.
+    `ahead`: tokens of each request that are drawn already but not known to the host.
     """
     _apply_bias(logits, requests)
     _apply_penalties(logits, requests)
     if all(request.params.temperature == 0 for request in requests):
         return ops.argmax(logits)[1]
-    return ops.sample(logits, _rows(requests, logits.device))
+    return ops.sample(logits, _rows(requests, logits.device, ahead))
 
 
 def logprobs_of(
@@ -77,7 +78,7 @@ def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
     logits[rows] = penalised
 
 
-def _rows(requests: Sequence[Request], device: torch.device) -> ops.SamplingRows:
+def _rows(requests: Sequence[Request], device: torch.device, ahead: int) -> ops.SamplingRows:
     params = [request.params for request in requests]
     return ops.SamplingRows(
         temperature=_column([p.temperature for p in params], device),
@@ -85,7 +86,7 @@ def _rows(requests: Sequence[Request], device: torch.device) -> ops.SamplingRows
         top_p=_column([p.top_p for p in params], device),
         min_p=_column([p.min_p for p in params], device),
         seeds=torch.tensor([request.seed for request in requests], device=device),
-        positions=torch.tensor([request.num_tokens for request in requests], device=device),
+        positions=torch.tensor([r.num_tokens + ahead for r in requests], device=device),
         any_top_k=any(p.top_k > 0 for p in params),
         any_top_p=any(p.top_p < 1 for p in params),
     )
