@@ -1,7 +1,7 @@
 """Greedy answers of the default model beside those of transformers on the same weights.
 
-`python -m tests.accuracy_page` writes docs/accuracy.md. The oracle is built apart from our own code:
-gguf-py decodes the file, its row order is undone by a reshape, and transformers computes in
+`python -m tests.accuracy_page` writes docs/accuracy.md. The oracle is built apart from our own
+code: gguf-py decodes the file, its row order is undone by a reshape, and transformers computes in
 float32.
 """
 
