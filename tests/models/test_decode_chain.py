@@ -48,7 +48,14 @@ def _batch(token_ids: list[int], start: int, *, decodes: bool) -> ForwardBatch:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"qkv_bias": True}, {"o_bias": True}, {"tied_head": True}, {"window": 5}],
+    [
+        {},
+        {"qkv_bias": True},
+        {"o_bias": True},
+        {"qk_norm": True},
+        {"tied_head": True},
+        {"window": 5},
+    ],
     ids=str,
 )
 def test_a_step_gives_the_decoders_logits_and_cache(changes: dict[str, object]) -> None:
