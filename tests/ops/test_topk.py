@@ -4,7 +4,7 @@ import torch
 from lite_llama.errors import OperatorError
 from lite_llama.ops import topk
 from lite_llama.ops.topk import kernel, reference
-from lite_llama.ops.topk.launch import TopkLaunch, choose_launch
+from lite_llama.ops.topk.launch import MAX_COLUMNS, MAX_K, TopkLaunch, choose_launch
 from tests.ops.compare import DTYPES, non_contiguous, poison_new_outputs, random, same_bits
 
 
@@ -51,10 +51,11 @@ def test_a_row_gives_the_same_result_strided_alone_and_in_a_batch(device: torch.
         assert torch.equal(got[1], want[1][part].view(-1, 7))
 
 
-def test_large_k_takes_fewer_larger_pieces() -> None:
-    assert choose_launch(128256, 50) == TopkLaunch(splits=32, block=4096, num_warps=8)
-    assert choose_launch(128256, 256) == TopkLaunch(splits=16, block=8192, num_warps=16)
-    assert choose_launch(4, 4) == TopkLaunch(splits=1, block=32, num_warps=1)
+def test_what_one_program_holds_is_bounded() -> None:
+    assert choose_launch(128256, 50) == TopkLaunch(16, 8016, 8192, k_block=64, block=4096)
+    assert choose_launch(4, 4) == TopkLaunch(16, 1, 1, k_block=16, block=16)
+    largest = choose_launch(MAX_COLUMNS, MAX_K)
+    assert largest.groups_block == largest.k_block * largest.group == 16384
 
 
 def test_no_rows_and_calls_against_the_contract(device: torch.device) -> None:
