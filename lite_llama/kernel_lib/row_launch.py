@@ -11,13 +11,13 @@ MAX_COLUMNS = 16384
 _BYTES_PER_WARP = 32 * 32
 # A program's tile of short rows.
 _TILE_BYTES = 4096
-# Programs stay and walk the rows: weights are read once, the next rows load during the sums.
-_WARPS_PER_SM = 32
+# An SM's registers, and what a thread needs beside a row's values (ptxas).
+_REGISTERS_PER_SM, _OTHER_REGISTERS = 65536, 16
 
 
 @dataclass(frozen=True)
 class RowLaunch:
-    """`programs` programs take tiles of `rows` rows of `block` columns with `num_warps` warps."""
+    """`programs` programs of `num_warps` warps walk tiles of `rows` rows of `block` columns."""
 
     rows: int
     block: int
@@ -25,8 +25,15 @@ class RowLaunch:
     programs: int
 
 
-def choose_row_launch(num_rows: int, num_columns: int, itemsize: int, gpu: GpuSpec) -> RowLaunch:
-    """A row a tile; short rows share one once every SM has four programs."""
+def choose_row_launch(
+    num_rows: int, num_columns: int, itemsize: int, registers_per_value: float, gpu: GpuSpec
+) -> RowLaunch:
+    """A row a tile; short rows share one once every SM has four programs.
+
+    At most as many programs as fit the SMs at once, so that none starts when others end: weights
+    are read once, and the next rows load during the sums. `registers_per_value` of a 16-bit row
+    is what the kernel holds of each; float32 takes 1.5 more.
+    """
     block = next_power_of_2(num_columns)
     rows = 1
     while rows * block * itemsize < _TILE_BYTES and num_rows >= 8 * gpu.num_sms * rows:
@@ -35,8 +42,11 @@ def choose_row_launch(num_rows: int, num_columns: int, itemsize: int, gpu: GpuSp
     # rms_norm of 16384 float32 values spills with 16 warps.
     most = 32 if num_bytes > 32 * 1024 else 16
     num_warps = min(max(num_bytes // _BYTES_PER_WARP, 1), most)
-    resident = gpu.num_sms * max(_WARPS_PER_SM // num_warps, 1)
-    return RowLaunch(rows, block, num_warps, min(ceil_div(num_rows, rows), resident))
+    threads = 32 * num_warps
+    per_value = registers_per_value + (1.5 if itemsize == 4 else 0)
+    registers = _OTHER_REGISTERS + rows * block / threads * per_value
+    per_sm = max(int(_REGISTERS_PER_SM / (threads * registers)), 1)
+    return RowLaunch(rows, block, num_warps, min(ceil_div(num_rows, rows), gpu.num_sms * per_sm))
 
 
 @dataclass(frozen=True)

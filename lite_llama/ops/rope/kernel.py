@@ -1,4 +1,4 @@
-"""rope in Triton: a program rotates some pairs of some heads of a token; sines come from the table."""
+"""rope in Triton: a program rotates some heads of one token; sines come from the table."""
 
 import triton
 import triton.language as tl
