@@ -5,21 +5,23 @@ from lite_llama.errors import OperatorError
 from lite_llama.ops import topk
 from lite_llama.ops.topk import kernel, reference
 from lite_llama.ops.topk.launch import MAX_COLUMNS, MAX_K, TopkLaunch, choose_launch
-from tests.ops.compare import DTYPES, non_contiguous, poison_new_outputs, random, same_bits
+from tests.ops.compare import cases, non_contiguous, poison_new_outputs, random, same_bits
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("shape", "k"),
-    [((4,), 4), ((3, 576), 1), ((2, 2880), 5), ((1, 30000), 5), ((2, 9000), 50), ((1, 20000), 256)],
+    ("problem", "dtype"),
+    cases(
+        [((2, 9000), 50)],
+        [((4,), 4), ((3, 576), 1), ((2, 2880), 5), ((1, 30000), 5), ((1, 20000), 256)],
+    ),
 )
 def test_values_and_indices_match_a_stable_sort(
     device: torch.device,
     dtype: torch.dtype,
-    shape: tuple[int, ...],
-    k: int,
+    problem: tuple[tuple[int, ...], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    shape, k = problem
     x = random(*shape, dtype=dtype, device=device)  # half precision brings many ties
     want_values, want_indices = reference.topk(x, k)
     poison_new_outputs(monkeypatch)
