@@ -1,6 +1,7 @@
 """How kernels are compared: two accuracy gates, poisoned outputs, untouched memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,12 @@ from tests.ops.tolerances import TIMES_TORCH
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DTYPE_IDS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def cases(every_dtype: Sequence[Any], bf16_only: Sequence[Any]) -> list[tuple[Any, torch.dtype]]:
+    """(case, dtype) pairs: each is a compilation on a GPU, so few cases run in every dtype."""
+    pairs = [(case, dtype) for case in every_dtype for dtype in DTYPES]
+    return pairs + [(case, torch.bfloat16) for case in bf16_only]
 
 
 def nmse(got: Tensor, want: Tensor) -> float:
