@@ -67,6 +67,8 @@ def _tile(problem: Problem, gpu: GpuSpec) -> tuple[int, int, int, int]:
         return 128, 64 if problem.head_dim <= 64 else 32, 8, 3
     if not _use_tma(problem, gpu, 64):
         # Pointers take registers: more warps share them.
+        if problem.max_q_len <= 64:
+            return 64, 64, 4, 3
         return (128, 64, 8, 3) if problem.head_dim <= 64 else (128, 128, 8, 2)
     if problem.head_dim > 64:
         # Two programs an SM: one multiplies while the other exponentiates.
