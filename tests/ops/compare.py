@@ -1,5 +1,6 @@
 """How kernels are compared: two accuracy gates, poisoned outputs, untouched memory."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -84,5 +85,10 @@ def non_contiguous(x: Tensor) -> Tensor:
 
 
 def random(*shape: int, dtype: torch.dtype, device: torch.device, scale: float = 1.0) -> Tensor:
-    """Normal values, drawn in float32 on the CPU so that every device sees the same."""
-    return (torch.randn(*shape) * scale).to(device=device, dtype=dtype)
+    """Normal values, drawn in float32 on the CPU so that every device sees the same.
+
+    Large ones are drawn on the device: the CPU takes seconds for a language model's head.
+    """
+    large = math.prod(shape) > 2**22
+    values = torch.randn(*shape, device=device if large else "cpu")
+    return (values * scale).to(device=device, dtype=dtype)
