@@ -1,6 +1,7 @@
 """Write docs/performance.md and the README's tables: `python -m lite_llama.bench.report`.
 
-They come from bench/log; nothing in them is typed by hand. Of each case and engine the newest line of the log counts.
+They come from bench/log; nothing in them is typed by hand. Of each case and engine the newest line
+of the log counts.
 """
 
 from collections.abc import Iterable, Sequence
