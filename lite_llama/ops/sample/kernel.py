@@ -732,7 +732,7 @@ def sample(
             BLOCK=_SCAN_BLOCK,
             num_warps=16,
         )
-    sizes = (logits.stride(0), num_rows, vocab, launch.splits)
+    pass_sizes = (logits.stride(0), num_rows, vocab, launch.splits)
     meta = {
         "BITS": _BITS_PER_PASS,
         "SPLIT_BLOCK": launch.split_block,
@@ -741,12 +741,14 @@ def sample(
     }
     for i in range(num_passes):
         _search_top_p[grid](
-            logits, temperature, top_p, best, out, thresholds, lows, sums, *sizes, i, **meta
+            logits, temperature, top_p, best, out, thresholds, lows, sums, *pass_sizes, i, **meta
         )
     found = (best, out, thresholds, lows, sums, masses)
     meta |= {"SEARCHED": searched, "NUM_PASSES": num_passes}
-    _kept_mass[grid](logits, temperature, top_p, min_p, *found, *sizes, **meta)
-    _draw[(num_rows,)](logits, temperature, top_p, min_p, seeds, positions, *found, *sizes, **meta)
+    _kept_mass[grid](logits, temperature, top_p, min_p, *found, *pass_sizes, **meta)
+    _draw[(num_rows,)](
+        logits, temperature, top_p, min_p, seeds, positions, *found, *pass_sizes, **meta
+    )
     return out
 
 
