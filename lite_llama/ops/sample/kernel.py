@@ -31,7 +31,7 @@ from lite_llama.ops.sample.launch import choose_launch
 _SCAN_BLOCK = 8192
 # A launch of the search for top_p over whole rows settles 4 bits; narrow floats leave bits unused.
 _BITS_PER_PASS = 4
-_NUM_PASSES = {torch.float32: 8, torch.float16: 5, torch.bfloat16: 4}
+_NUM_PASSES = 32 // _BITS_PER_PASS
 
 
 @triton.jit
@@ -665,7 +665,8 @@ def sample(
     any_top_p: bool,
 ) -> Tensor:
     """One token id a row, int64 [num_rows]; at least one row."""
-    logits = as_rows(logits)
+    # Triton 3.6 cannot compile the search over 16-bit loads (RemoveLayoutConversions fails).
+    logits = as_rows(logits.float())
     num_rows, vocab = logits.shape
     launch = choose_launch(vocab)
     searched = any_top_k or any_top_p
@@ -676,7 +677,7 @@ def sample(
     thresholds = torch.empty(num_rows, dtype=torch.uint32, device=device)
     out = torch.empty(num_rows, dtype=torch.int64, device=device)
     # For each pass of the search for top_p: the bits settled before it, and its sums.
-    num_passes = _NUM_PASSES[logits.dtype] if any_top_p else 0
+    num_passes = _NUM_PASSES if any_top_p else 0
     lows = torch.empty(num_passes, num_rows, dtype=torch.uint32, device=device)
     sums = torch.empty(num_passes, num_rows, launch.splits, 1 << _BITS_PER_PASS, device=device)
     grid = (num_rows * launch.splits,)
