@@ -236,3 +236,8 @@ def test_the_launch_is_the_best_measured_compromise(
 ) -> None:
     problem = Problem(num_seqs, 8, 4, head_dim, torch.bfloat16, 131072)
     assert choose_launch(problem, H200) == launch
+
+
+def test_one_sequence_in_a_chain_is_cut_for_latency() -> None:
+    problem = Problem(1, 8, 4, 64, torch.bfloat16, 131072, in_chain=True)
+    assert choose_launch(problem, H200) == Launch(32, 128, 32, 128, 4, 3)

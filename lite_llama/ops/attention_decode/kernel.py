@@ -313,6 +313,7 @@ def attention_decode(
         head_dim=q.shape[2],
         dtype=q.dtype,
         max_kv_len=block_table.shape[1] * k_cache.shape[1],
+        in_chain=overlap and q.shape[0] == 1,
     )
     return launch(
         choose_launch(problem, gpu_spec(q.device)),
