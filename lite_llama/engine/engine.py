@@ -10,7 +10,7 @@ from torch import Tensor
 from lite_llama.cache.block_pool import BlockPool
 from lite_llama.engine import batch, sampler
 from lite_llama.engine.config import EnginePlan
-from lite_llama.engine.request import Request, StepOutput, TokenLogprobs
+from lite_llama.engine.request import Grammar, Request, StepOutput, TokenLogprobs
 from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.engine.scheduler import Scheduled, Scheduler
@@ -55,12 +55,15 @@ class Engine:
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        grammar: Grammar | None = None,
     ) -> None:
         """Queue a request; RequestError or ContextTooLong if it cannot be served."""
         if request_id in self._live:
             raise RequestError(f"request id {request_id!r} is in use; choose another")
         self._check_prompt(prompt_token_ids)
         params.check_vocabulary(self.model.vocab_size)
+        if grammar is not None:
+            _check_grammar_can_end(params)
         num_prompt, limit = len(prompt_token_ids), self.plan.max_model_len
         if num_prompt >= limit:
             raise ContextTooLong(
@@ -78,6 +81,7 @@ class Engine:
             stop_token_ids=eos | frozenset(params.stop_token_ids),
             max_total_tokens=total,
             cache_salt=cache_salt,
+            grammar=grammar,
         )
         self.scheduler.add(request)
         self._live[request_id] = _Live(request)
@@ -95,7 +99,8 @@ class Engine:
             return []
         logits = self._take_prompt_logprobs(planned, self.runner.run(planned))
         drawing = [scheduled.request for scheduled in planned if scheduled.draws_token]
-        tokens, logprobs = _draw(drawing, logits)
+        masks = _grammar_masks(drawing)  # while a GPU still works on the logits
+        tokens, logprobs = _draw(drawing, logits, masks)
         self.scheduler.commit(planned, tokens)
         return [
             self._output(request, tokens[request.request_id], logprobs.get(request.request_id))
@@ -170,7 +175,11 @@ class Engine:
     ) -> StepOutput:
         live = self._live[request.request_id]
         first = len(request.output_token_ids) == 1
-        if request.finish_reason is not None:
+        _advance_grammar(request, token_id)
+        if request.grammar_error is not None:
+            self.abort(request.request_id)
+            request.finish_reason = "error"
+        elif request.finish_reason is not None:
             del self._live[request.request_id]
         asked = request.params.prompt_logprobs is not None
         return StepOutput(
@@ -181,19 +190,52 @@ class Engine:
             finish_reason=request.finish_reason,
             stop_token_id=request.stop_token_id,
             num_cached_tokens=request.num_cached_tokens,
+            error=request.grammar_error,
         )
+
+
+def _check_grammar_can_end(params: SamplingParams) -> None:
+    """A grammar ends an answer with the model's end token, which must be allowed to come."""
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(params, name):
+            raise RequestError(
+                f"{name} is {getattr(params, name)}, but structured output must be free to end; "
+                "leave it out",
+                param=name,
+            )
+
+
+def _grammar_masks(requests: list[Request]) -> dict[int, bytes]:
+    """Allowed tokens by row, of the requests that have a grammar."""
+    masks = {}
+    for row, request in enumerate(requests):
+        if request.grammar is not None:
+            try:
+                masks[row] = request.grammar.mask()
+            except Exception as error:  # noqa: BLE001 - whatever it is concerns this request only
+                request.grammar_error = str(error)
+    return masks
+
+
+def _advance_grammar(request: Request, token_id: int) -> None:
+    if request.grammar is None or request.grammar_error or request.stop_token_id is not None:
+        return
+    try:
+        request.grammar.accept(token_id)
+    except Exception as error:  # noqa: BLE001 - as above
+        request.grammar_error = str(error)
 
 
 @torch.inference_mode()
 def _draw(
-    requests: list[Request], logits: Tensor
+    requests: list[Request], logits: Tensor, masks: dict[int, bytes]
 ) -> tuple[dict[str, int], dict[str, TokenLogprobs]]:
     """Tokens and, where asked, log-probabilities by request id; logits [num_requests, vocab]."""
     if not requests:
         return {}, {}
     asking = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
     plain = logits[asking]  # a copy: sampling changes the logits
-    drawn = sampler.sample(logits, requests).tolist()
+    drawn = sampler.sample(logits, requests, masks).tolist()
     tokens = {request.request_id: token for request, token in zip(requests, drawn, strict=True)}
     if not asking:
         return tokens, {}
