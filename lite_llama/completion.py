@@ -38,7 +38,7 @@ class TextChunk:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     metrics: RequestMetrics | None = None
-    logprobs: TokenLogprobs | None = None  # of the one token, if asked for
+    logprobs: TokenLogprobs | None = None  # of the one token, if asked for and part of the text
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,19 @@ class Completion:
                 (step.token_id,),
                 self.finish_reason,
                 None if self.finish_reason is None else self.metrics(),
-                step.logprobs,
+                None if self.ends_with_hidden_token else step.logprobs,
             )
         )
+
+    @property
+    def ends_with_hidden_token(self) -> bool:
+        """Whether the last token is a stop token, which is not part of the text."""
+        return isinstance(self.stop_reason, int) and not self.params.include_stop_str_in_output
 
     def _text_of(self, step: StepOutput) -> str:
         if self.detokenizer is None:
             return ""
-        hidden = step.stop_token_id is not None and not self.params.include_stop_str_in_output
-        new = "" if hidden else self.detokenizer.push([step.token_id])
+        new = "" if self.ends_with_hidden_token else self.detokenizer.push([step.token_id])
         if step.finish_reason is not None:
             new += self.detokenizer.finish()
         piece, stopped = self.stops.push(new)

@@ -40,7 +40,8 @@ _MAX_KWARGS_BYTES, _MAX_KWARGS_DEPTH = 16 << 10, 16
 _KWARGS_DENIED = frozenset(
     {"chat_template", "conversation", "tokenize", "padding", "truncation", "max_length"}
     | {"return_tensors", "return_dict", "tokenizer_kwargs", "continue_final_message"}
-    | {"return_assistant_tokens_mask", "documents"}
+    | {"return_assistant_tokens_mask", "documents", "messages", "tools", "self"}
+    | {"add_generation_prompt"}
 )
 
 

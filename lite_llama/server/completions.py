@@ -134,6 +134,8 @@ def _choice(writer: CompletionWriter, started: _Started, completion: Completion)
     if request.logprobs is not None:
         rows: list[TokenLogprobs | None] = list(completion.logprobs)
         token_ids = list(completion.token_ids)
+        if completion.ends_with_hidden_token:
+            del rows[-1:], token_ids[-1:]
         if request.echo:
             rows = [*(completion.prompt_logprobs or ()), *rows]
             token_ids = [*started.generation.job.prompt_token_ids, *token_ids]
@@ -167,7 +169,7 @@ def _piece(
     first = offsets[index] == 0
     text = chunk.text
     rows: list[TokenLogprobs | None] = [] if chunk.logprobs is None else [chunk.logprobs]
-    token_ids = list(chunk.token_ids)
+    token_ids = [] if chunk.logprobs is None else list(chunk.token_ids)
     if request.echo and first:
         text = started.prompt + text
         prompt_rows = started.generation.completions[chunk.index].prompt_logprobs

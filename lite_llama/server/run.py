@@ -106,14 +106,12 @@ def _warm_up(llm: LLM) -> None:
         pass
 
 
-async def _serve(
-    llm: LLM, name: str, config: ServeConfig, listener: socket.socket, phases: Phases
-) -> int:
+def create_server(llm: LLM, name: str, config: ServeConfig) -> tuple[uvicorn.Server, Service]:
+    """The HTTP server of a model, and what it serves. Call it on the event loop."""
     metrics = Metrics()
-    plan = llm.plan
     limits = Limits(
-        max_sequences=config.max_num_queued_reqs or 4 * plan.max_num_seqs,
-        max_queued_tokens=config.max_num_queued_tokens or 16 * plan.max_model_len,
+        max_sequences=config.max_num_queued_reqs or 4 * llm.plan.max_num_seqs,
+        max_queued_tokens=config.max_num_queued_tokens or 16 * llm.plan.max_model_len,
     )
     engine = AsyncEngine(llm.engine, llm.tokenizer, limits, metrics)
     service = Service(llm, engine, config, metrics, name)
@@ -133,7 +131,14 @@ async def _serve(
             ssl_keyfile=config.ssl_keyfile,
         )
     )
-    ending = _Ending(engine, server, config)
+    return server, service
+
+
+async def _serve(
+    llm: LLM, name: str, config: ServeConfig, listener: socket.socket, phases: Phases
+) -> int:
+    server, service = create_server(llm, name, config)
+    ending = _Ending(service.engine, server, config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.on_signal)
     watch = asyncio.create_task(ending.watch())
@@ -143,7 +148,7 @@ async def _serve(
     phases.report(f"{service.names[0]} on {scheme}://{f'[{host}]' if ':' in host else host}:{port}")
     await server.serve(sockets=[listener])
     watch.cancel()
-    await engine.stop()
+    await service.engine.stop()
     return ending.exit_code
 
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 _THINK, _END_THINK = "<think>", "</think>"
 _CALL, _END_CALL = "<tool_call>", "</tool_call>"
-# So much white space may come before an opening tag.
-_MAX_LEADING_SPACE = 64
+# So much white space before a tag, or an answer in JSON, belongs to it.
+_MAX_SPACE = 64
 
 
 class TagFinder:
@@ -79,9 +79,7 @@ class ReasoningSplitter:
         """Decide whether the answer begins with the tag; returns the text behind it."""
         self._held += text
         begun = self._held.lstrip()
-        if len(self._held) - len(begun) <= _MAX_LEADING_SPACE and _THINK.startswith(
-            begun[: len(_THINK)]
-        ):
+        if len(self._held) - len(begun) <= _MAX_SPACE and _THINK.startswith(begun[: len(_THINK)]):
             if len(begun) < len(_THINK):
                 return ""
             self._inside = self._strip_reasoning = True
@@ -155,11 +153,10 @@ class TaggedCalls:
 
     def _without_trailing_space(self, text: str) -> str:
         kept = text.rstrip()
-        if not kept:
-            self._space += text
-            return ""
-        out = self._space + kept
-        self._space = text[len(kept) :]
+        out = self._space + kept if kept else ""
+        self._space = text[len(kept) :] if kept else self._space + text
+        if len(self._space) > _MAX_SPACE:
+            out, self._space = out + self._space, ""
         return out
 
 
@@ -180,7 +177,8 @@ class JsonCalls:
         if len(self._held) == 1 or not self._held[0].strip():
             begun = "".join(self._held)
             self._held = [begun]
-            if begun.strip() and begun.lstrip()[0] not in "{[":
+            start = begun.lstrip()[:1]
+            if start not in "{[" or (not start and len(begun) > _MAX_SPACE):
                 self._held = None
                 return begun, []
         return "", []
