@@ -43,14 +43,12 @@ ADD: Any = {
 }
 
 
+OURS = ["top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "regex", "stop_token_ids", "prompt_logprobs", "cache_salt", "chat_template_kwargs"]
+
+
 def create(client: openai.OpenAI, **fields: Any) -> Any:
     options = {"model": MODEL, "messages": HELLO, "max_tokens": 8, "temperature": 0, **fields}
-    extra = {
-        name: options.pop(name)
-        for name in ("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "regex")
-        + ("stop_token_ids", "prompt_logprobs", "cache_salt", "chat_template_kwargs")
-        if name in options
-    }
+    extra = {name: options.pop(name) for name in OURS if name in options}
     return client.chat.completions.create(**options, extra_body=extra)
 
 
@@ -253,11 +251,7 @@ def test_min_tokens_and_ignore_eos_go_past_the_end(client: openai.OpenAI) -> Non
 
 
 def test_null_means_not_given(server: LocalServer) -> None:
-    names = (
-        ["n", "stop", "seed", "max_completion_tokens", "top_p", "logit_bias", "logprobs", "tools"]
-        + ["tool_choice", "response_format", "stream_options", "user", "regex", "best_of"]
-        + ["suffix", "timeout", "chat_template_kwargs", "parallel_tool_calls", "stream", "model"]
-    )
+    names = ["n", "stop", "seed", "max_completion_tokens", "top_p", "logit_bias", "logprobs", "tools", "tool_choice", "response_format", "stream_options", "user", "regex", "best_of", "suffix", "timeout", "chat_template_kwargs", "parallel_tool_calls", "stream", "model"]
     plain = server.chat("Hi", max_tokens=4, temperature=0).json()
     nulls = server.chat("Hi", max_tokens=4, temperature=0, **dict.fromkeys(names)).json()
     assert nulls["choices"] == plain["choices"]
@@ -490,9 +484,7 @@ def test_the_asynchronous_client_runs_requests_side_by_side(server: LocalServer)
     assert len(set(asyncio.run(ask_all()))) == 1
 
 
-def test_closing_a_stream_frees_its_blocks_at_once(
-    client: openai.OpenAI, server: LocalServer
-) -> None:
+def test_closing_a_stream_frees_its_blocks_at_once(client: openai.OpenAI) -> None:
     stream = create(client, stream=True, max_tokens=900, ignore_eos=True)
     next(iter(stream))
     stream.close()

@@ -49,7 +49,7 @@ def calls_of(parser: TaggedCalls | JsonCalls, pieces: list[str]) -> tuple[str, l
     ],
 )
 def test_reasoning_is_what_stands_between_think_tags(
-    text: str, inside: bool, reasoning: str, content: str, seed: int
+    text: str, *, inside: bool, reasoning: str, content: str, seed: int
 ) -> None:
     assert split(cut(text, seed), inside=inside) == (reasoning, content)
 
