@@ -1,5 +1,6 @@
 """The `lite-llama` command: flags to settings, results to the terminal, errors to one line."""
 
+import io
 import logging
 import sys
 import time
@@ -14,8 +15,8 @@ import typer
 from lite_llama.errors import ConfigError, LiteLlamaError
 
 if TYPE_CHECKING:
-    from lite_llama.completion import TextChunk
     from lite_llama.engine.sampling_params import SamplingParams
+    from lite_llama.completion import TextChunk
     from lite_llama.llm import LLM
 
 app = typer.Typer(
@@ -72,10 +73,11 @@ def generate(
     max_model_len: MaxModelLen = None,
 ) -> None:
     """Answer one prompt, streaming."""
+    given = _given(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
     with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
-        params = _params(
-            llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+        params = replace(llm.default_sampling_params(), **given)
         if raw:
             _show(llm.stream(prompt, params))
         else:
@@ -98,10 +100,11 @@ def chat(
     max_model_len: MaxModelLen = None,
 ) -> None:
     """Talk with the model: /reset forgets, /exit leaves, Ctrl-C stops an answer."""
+    given = _given(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+    )
     with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
-        params = _params(
-            llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
-        )
+        params = replace(llm.default_sampling_params(), **given)
         opening = [{"role": "system", "content": system}] if system else []
         print('/reset forgets, /exit leaves, """ opens and closes several lines, Ctrl-C stops.')
         history = list(opening)
@@ -135,6 +138,8 @@ def _answer(llm: "LLM", history: list[dict[str, str]], params: "SamplingParams")
 
 def _lines_from_user() -> Iterator[str]:
     """Messages typed or piped in; several lines between two lines of three quotes are one."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are no crash
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -166,7 +171,10 @@ def _loaded(model: str | None, **settings: Any) -> Iterator["LLM"]:
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Where nobody watches, stderr holds errors and figures only.
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("load", total=None)
         from lite_llama.llm import LLM
 
@@ -179,10 +187,13 @@ def _loaded(model: str | None, **settings: Any) -> Iterator["LLM"]:
         yield llm
 
 
-def _params(llm: "LLM", **flags: Any) -> "SamplingParams":
-    """The model's defaults, changed by the flags that were given."""
+def _given(**flags: Any) -> dict[str, Any]:
+    """The flags that were given, checked before anyone waits for weights."""
+    from lite_llama.engine.sampling_params import SamplingParams
+
     given = {name: value for name, value in flags.items() if value is not None}
-    return replace(llm.default_sampling_params(), **given)
+    SamplingParams(**given)
+    return given
 
 
 def _show(chunks: Iterator["TextChunk"], pieces: list[str] | None = None) -> None:
@@ -350,6 +361,61 @@ def inspect(
     from lite_llama.inspection import describe
 
     print(describe(model, prompt_len))
+
+
+bench = typer.Typer(help="Measure on the present device; results go to bench/log.")
+app.add_typer(bench, name="bench", no_args_is_help=True)
+
+
+@bench.command("ops")
+def bench_ops(
+    names: Annotated[list[str] | None, typer.Argument(help="Operators; all if none.")] = None,
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16.")] = "bf16",
+    profile: Annotated[
+        Path | None, typer.Option(help="Folder for torch-profiler traces with NVTX ranges.")
+    ] = None,
+) -> None:
+    """Time operators against torch, torch.compile and the library torch ships."""
+    from lite_llama.bench import plot
+    from lite_llama.bench.ops import run
+    from lite_llama.engine.config import resolve_device
+
+    run.main(names or (), device=resolve_device(device).type, dtype=dtype, profile=profile)
+    plot.main()
+
+
+@bench.command("latency")
+def bench_latency(
+    model: Annotated[str | None, typer.Argument(help="Directory or .gguf file.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Random weights in the shape of llama-3.2-1b, ...")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, as 1,2,4.")] = "1",
+    prompt_len: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 100,
+    gen_len: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
+    compare: Annotated[str | None, typer.Option(help="transformers: measure it beside.")] = None,
+    dtype: DType = "auto",
+    device: Device = "auto",
+) -> None:
+    """Time to first token and time a token, end to end."""
+    from lite_llama.bench import latency
+
+    if compare not in (None, "transformers"):
+        raise ConfigError(f"--compare is {compare!r}, expected transformers")
+    sizes = batch.split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ConfigError(f"--batch is {batch!r}, expected positive numbers such as 1,2,4")
+    latency.main(
+        model,
+        preset=preset,
+        batch=[int(size) for size in sizes],
+        prompt_len=prompt_len,
+        gen_len=gen_len,
+        device=device,
+        dtype=dtype,
+        compare=compare is not None,
+    )
 
 
 @app.command()

@@ -136,6 +136,8 @@ class Completion:
         new = "" if self.ends_with_hidden_token else self.detokenizer.push([step.token_id])
         if step.finish_reason is not None:
             new += self.detokenizer.finish()
+        if len(self.token_ids) <= self.params.min_tokens:
+            return new  # as in vLLM, stop strings are searched behind the first min_tokens tokens
         piece, stopped = self.stops.push(new)
         if stopped:
             self.finish_reason = "stop"

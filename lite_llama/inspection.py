@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lite_llama.checkpoint.default_model import find_default_model
 from lite_llama.checkpoint.reader import open_checkpoint
-from lite_llama.errors import ModelNotFound
+from lite_llama.errors import ConfigError, ModelNotFound
 from lite_llama.models.config import ModelConfig
 from lite_llama.models.families import find_family
 from lite_llama.models.loader import expected_shapes, find_sources, part_shapes, read_config
@@ -36,6 +36,8 @@ def describe(model: str | None, prompt_len: int) -> str:
 
     `model` is a directory, a `.gguf` file, the name of a preset, or None for the default model.
     """
+    if prompt_len < 1:
+        raise ConfigError(f"prompt_len is {prompt_len}, limit 1; raise it")
     if model is not None and model in PRESETS and not Path(model).exists():
         metadata = PRESETS[model]
         config = find_family("hf", metadata).read_hf_config(metadata)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -75,7 +75,7 @@ class LLM:
         self._chat_template: ChatTemplate | None = None
         self._live: dict[str, Completion] = {}
         self._ids = count()
-        eos = _eos_ids(checkpoint, self._tokenizer)
+        eos = _eos_ids(checkpoint, self._tokenizer, self.model_config.vocab_size)
         self.engine = Engine(decoder, self.plan, num_blocks, eos)
 
     @property
@@ -137,7 +137,8 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several: lists of {"role", "content"} messages."""
-        several = bool(messages) and not isinstance(messages[0], Mapping)
+        _check_list(messages)
+        several = not isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = messages if several else [messages]
         options = dict(chat_template_kwargs or {})
         prompts = [self.render_chat(each, tools=tools, **options) for each in conversations]
@@ -169,8 +170,11 @@ class LLM:
         **kwargs: Any,
     ) -> list[int]:
         """Token ids of a conversation in the model's chat template, ready for the answer."""
-        if not messages:
-            raise RequestError("messages is empty, expected at least one", param="messages")
+        _check_list(messages)
+        if not all(isinstance(message, Mapping) for message in messages):
+            raise RequestError(
+                'messages has an entry that is no {"role", "content"} map', param="messages"
+            )
         if self._chat_template is None:
             tokenizer = self.tokenizer
             self._chat_template = ChatTemplate(
@@ -191,7 +195,8 @@ class LLM:
     def close(self) -> None:
         """End all requests and let go of weights and cache."""
         self._drop(list(self._live.values()))
-        del self.engine
+        if hasattr(self, "engine"):
+            del self.engine
 
     def __enter__(self) -> "LLM":
         return self
@@ -211,6 +216,13 @@ class LLM:
     ) -> list[SamplingParams]:
         if params is None or isinstance(params, SamplingParams):
             return [params or self.default_sampling_params()] * len(prompts)
+        if not isinstance(params, Sequence) or not all(
+            isinstance(each, SamplingParams) for each in params
+        ):
+            raise RequestError(
+                "sampling_params is neither SamplingParams nor a list of them; give one of these",
+                param="sampling_params",
+            )
         if len(params) != len(prompts):
             raise RequestError(
                 f"{len(params)} sampling_params for {len(prompts)} prompts; give one, or one each",
@@ -219,10 +231,15 @@ class LLM:
         return list(params)
 
     def _tokenise(self, prompt: Prompt) -> list[int]:
-        if not isinstance(prompt, str):
-            return list(prompt)
-        self._check_size(prompt)
-        return self.tokenizer.encode(prompt)
+        if isinstance(prompt, str):
+            self._check_size(prompt)
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
+            raise RequestError(
+                f"prompt is of type {type(prompt).__name__}, expected text or a list of token ids",
+                param="prompt",
+            )
+        return list(cast(Sequence[int], prompt))
 
     def _check_size(self, text: str) -> None:
         limit = _MAX_BYTES_PER_TOKEN * self.plan.max_model_len
@@ -265,9 +282,22 @@ class LLM:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if all(isinstance(token, int) for token in prompts):
-        return [[token for token in prompts if isinstance(token, int)]]
-    return [prompt for prompt in prompts if not isinstance(prompt, int)]
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes):
+        raise RequestError(
+            f"prompt is of type {type(prompts).__name__}, expected text or a list of token ids",
+            param="prompt",
+        )
+    listed = list(prompts)
+    if any(isinstance(prompt, Sequence) for prompt in listed):
+        return cast(list[Prompt], listed)
+    return [cast(list[int], listed)]
+
+
+def _check_list(messages: object) -> None:
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
+        raise RequestError(
+            "messages is empty or no list, expected at least one message", param="messages"
+        )
 
 
 def _request_output(prompt: Prompt, token_ids: list[int], group: list[Completion]) -> RequestOutput:
@@ -288,10 +318,13 @@ def _read_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     return None if checkpoint.tokenizer_path is None else Tokenizer.from_hf(checkpoint.path)
 
 
-def _eos_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> frozenset[int]:
+def _eos_ids(
+    checkpoint: Checkpoint, tokenizer: Tokenizer | None, vocab_size: int
+) -> frozenset[int]:
     """Every id that ends an answer: of tokenizer, generation_config.json and config.json."""
     ids = set() if tokenizer is None else set(tokenizer.eos_ids)
     for source in (checkpoint.generation_config, checkpoint.metadata):
         named = source.get("eos_token_id")
-        ids |= {token for token in (named if isinstance(named, list) else [named]) if token}
-    return frozenset(ids)
+        listed = named if isinstance(named, list) else [named]
+        ids |= {token for token in listed if isinstance(token, int)}
+    return frozenset(token for token in ids if 0 <= token < vocab_size)

@@ -12,10 +12,9 @@ _PREFIX = "ops/"
 _COLOURS = {"lite_llama": "C0", "torch": "C1", "torch.compile": "C2"}
 
 
-def main() -> None:
-    """Draw every log given as an argument, or all of bench/log."""
-    logs = [Path(name) for name in sys.argv[1:]] or sorted(DEFAULT_FOLDER.glob("*.jsonl"))
-    for log in logs:
+def main(logs: Iterable[Path] = ()) -> None:
+    """Draw every given log, or all of bench/log."""
+    for log in list(logs) or sorted(DEFAULT_FOLDER.glob("*.jsonl")):
         for path in draw(log, DEFAULT_FOLDER.parent / "plots" / log.stem):
             print(path)
 
@@ -70,4 +69,4 @@ def _draw_operator(name: str, lines: Iterable[dict[str, Any]], folder: Path) -> 
 
 
 if __name__ == "__main__":
-    main()
+    main(map(Path, sys.argv[1:]))

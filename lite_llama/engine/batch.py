@@ -12,6 +12,14 @@ def order(planned: list[Scheduled]) -> list[Scheduled]:
     return sorted(planned, key=lambda scheduled: scheduled.num_new_tokens > 1)
 
 
+def only_decodes(planned: list[Scheduled]) -> bool:
+    """Whether every share is one token whose successor is drawn, and nothing else is asked for."""
+    return all(
+        scheduled.num_new_tokens == 1 and scheduled.draws_token and not wants_prompt_rows(scheduled)
+        for scheduled in planned
+    )
+
+
 def build(
     planned: list[Scheduled], block_size: int, device: torch.device, *, all_logits: bool = False
 ) -> ForwardBatch:

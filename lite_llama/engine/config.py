@@ -29,6 +29,7 @@ class EngineConfig:
     max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
     block_size: tokens a KV block. num_blocks: KV blocks in all. prefix_caching: keep and reuse
     the blocks of known prefixes. gpu_memory_utilization: share of the GPU's memory to fill.
+    enforce_eager: launch every kernel from the host instead of replaying CUDA graphs.
     """
 
     dtype: DTypeName = "auto"
@@ -40,22 +41,28 @@ class EngineConfig:
     num_blocks: int | None = None
     prefix_caching: bool = True
     gpu_memory_utilization: float = 0.9
+    enforce_eager: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPE_NAMES:
             raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(_DTYPE_NAMES)}")
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_blocks"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}, limit 1; raise it or leave it out")
-        if self.block_size not in (8, 16, 32, 64, 128, 256):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(
+                    f"{name} is {value!r}, expected an integer from 1; raise it or leave it out"
+                )
+        if not isinstance(self.device, str):
+            raise ConfigError(f"device is {self.device!r}, expected auto, cpu or cuda")
+        if not isinstance(self.prefix_caching, bool):
+            raise ConfigError(f"prefix_caching is {self.prefix_caching!r}, expected true or false")
+        if type(self.block_size) is not int or self.block_size not in (8, 16, 32, 64, 128, 256):
             raise ConfigError(
                 f"block_size is {self.block_size}, expected 8, 16, 32, 64, 128 or 256"
             )
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
-            raise ConfigError(
-                f"gpu_memory_utilization is {self.gpu_memory_utilization}, limit (0, 1]"
-            )
+        share = self.gpu_memory_utilization
+        if not (isinstance(share, int | float) and 0.0 < share <= 1.0):
+            raise ConfigError(f"gpu_memory_utilization is {share!r}, limit (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class EnginePlan:
     max_num_batched_tokens: int
     block_size: int
     prefix_caching: bool
+    enforce_eager: bool
 
 
 def resolve(config: EngineConfig, model: ModelConfig) -> EnginePlan:
@@ -83,8 +91,8 @@ def resolve(config: EngineConfig, model: ModelConfig) -> EnginePlan:
             f"max_model_len is {max_model_len}, limit {model.max_positions} positions of the "
             "model; lower it"
         )
-    max_num_seqs = config.max_num_seqs or _NUM_SEQS[device.type]
     budget = config.max_num_batched_tokens or _BATCHED_TOKENS[device.type]
+    max_num_seqs = config.max_num_seqs or min(_NUM_SEQS[device.type], budget)
     if budget < max_num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens is {budget}, limit max_num_seqs = {max_num_seqs}: every "
@@ -98,6 +106,7 @@ def resolve(config: EngineConfig, model: ModelConfig) -> EnginePlan:
         max_num_batched_tokens=budget,
         block_size=config.block_size,
         prefix_caching=config.prefix_caching,
+        enforce_eager=config.enforce_eager,
     )
 
 

@@ -26,6 +26,38 @@ class _Live:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
 
 
+class _ReadBack:
+    """Tokens on their way from the device, where they are `source`, to the host."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.source = tokens
+        self._event: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self._host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._host.copy_(tokens, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        else:
+            self._host = tokens
+
+    def wait(self) -> list[int]:
+        """The tokens, when they have arrived."""
+        if self._event is not None:
+            self._event.synchronize()
+        listed: list[int] = self._host.tolist()
+        return listed
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A step that is under way: its shares, the requests that draw a token, and those tokens."""
+
+    planned: list[Scheduled]
+    drawing: list[Request]
+    tokens: _ReadBack
+    logprobs: dict[str, TokenLogprobs]
+
+
 class Engine:
     """Continuous batching over one model. Not thread-safe: one thread owns it."""
 
@@ -42,11 +74,12 @@ class Engine:
             plan.max_num_batched_tokens,
         )
         self._live: dict[str, _Live] = {}
+        self._ahead: _Launched | None = None
 
     @property
     def has_requests(self) -> bool:
         """Whether a step would find work."""
-        return self.scheduler.has_requests
+        return self.scheduler.has_requests or self._ahead is not None
 
     def add(
         self,
@@ -71,7 +104,11 @@ class Engine:
                 "at least one token of answer); shorten it or raise max_model_len",
                 param="prompt",
             )
-        total = limit if params.max_tokens is None else min(limit, num_prompt + params.max_tokens)
+        if params.max_tokens is None:  # as long as context and cache allow
+            capacity = self.scheduler.pool.num_blocks * self.plan.block_size
+            total = max(num_prompt + 1, min(limit, capacity))
+        else:
+            total = min(limit, num_prompt + params.max_tokens)
         eos = frozenset() if params.ignore_eos else self.eos_token_ids
         request = Request(
             request_id=request_id,
@@ -94,17 +131,57 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Advance every request that can run; one output for each that drew a token."""
+        launched, self._ahead = self._ahead, None
+        if launched is None:
+            launched = self._launch()
+        if launched is None:
+            return []
+        # On a GPU the next step is under way before this one's tokens are read: the host's
+        # work, in here and in the caller, is done in its shadow.
+        self._ahead = self._launch_ahead(launched)
+        return self._finish(launched)
+
+    def _launch(self) -> _Launched | None:
         planned = batch.order(self.scheduler.plan())
         if not planned:
-            return []
+            return None
         logits = self._take_prompt_logprobs(planned, self.runner.run(planned))
         drawing = [scheduled.request for scheduled in planned if scheduled.draws_token]
         masks = _grammar_masks(drawing)  # while a GPU still works on the logits
         tokens, logprobs = _draw(drawing, logits, masks)
-        self.scheduler.commit(planned, tokens)
+        return _Launched(planned, drawing, _ReadBack(tokens), logprobs)
+
+    def _launch_ahead(self, launched: _Launched) -> _Launched | None:
+        """The step after `launched`, if nothing about it hangs on the tokens being read first."""
+        graphs = self.runner.graphs
+        requests = launched.drawing
+        if graphs is None or len(launched.planned) != len(requests) or self.scheduler.waiting:
+            return None
+        if not all(_is_foreseeable(request) for request in requests):
+            return None
+        if not self.scheduler.reserve_ahead(launched.planned):
+            return None
+        positions = [
+            scheduled.request.num_computed_tokens + scheduled.num_new_tokens
+            for scheduled in launched.planned
+        ]
+        with torch.inference_mode():
+            logits = graphs.launch(requests, positions, launched.tokens.source)
+            tokens = sampler.sample(logits, requests, ahead=1)
+        planned = [Scheduled(request, 1) for request in requests]
+        return _Launched(planned, requests, _ReadBack(tokens), {})
+
+    def _finish(self, launched: _Launched) -> list[StepOutput]:
+        """Read a step's tokens and book them; requests that ended meanwhile are passed over."""
+        drawn = launched.tokens.wait()
+        going = [i for i, request in enumerate(launched.drawing) if request.finish_reason is None]
+        tokens = {launched.drawing[i].request_id: drawn[i] for i in going}
+        self.scheduler.commit(launched.planned, tokens)
         return [
-            self._output(request, tokens[request.request_id], logprobs.get(request.request_id))
-            for request in drawing
+            self._output(
+                launched.drawing[i], drawn[i], launched.logprobs.get(launched.drawing[i].request_id)
+            )
+            for i in going
         ]
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
@@ -137,6 +214,8 @@ class Engine:
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if not token_ids:
             raise RequestError("prompt is empty, expected at least one token", param="prompt")
+        if not all(type(token) is int for token in token_ids):
+            raise RequestError("prompt has an entry that is no integer token id", param="prompt")
         low, high = min(token_ids), max(token_ids)
         if low < 0 or high >= self.model.vocab_size:
             raise RequestError(
@@ -226,21 +305,39 @@ def _advance_grammar(request: Request, token_id: int) -> None:
         request.grammar_error = str(error)
 
 
+def _is_foreseeable(request: Request) -> bool:
+    """Whether the step after the one under way is known now, but for the token it starts from."""
+    params = request.params
+    return (
+        request.finish_reason is None
+        and request.grammar is None
+        and not params.has_penalties
+        and not params.logit_bias
+        and params.logprobs is None
+        and len(request.output_token_ids) >= params.min_tokens
+        and request.num_tokens + 1 < request.max_total_tokens
+    )
+
+
 @torch.inference_mode()
 def _draw(
     requests: list[Request], logits: Tensor, masks: dict[int, bytes]
-) -> tuple[dict[str, int], dict[str, TokenLogprobs]]:
-    """Tokens and, where asked, log-probabilities by request id; logits [num_requests, vocab]."""
-    if not requests:
-        return {}, {}
+) -> tuple[Tensor, dict[str, TokenLogprobs]]:
+    """Tokens int64 [num_requests] and, where asked, log-probabilities by request id.
+
+    logits float32 [num_requests, vocab].
+    """
     asking = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
+    if not requests:
+        return torch.empty(0, dtype=torch.int64), {}
     plain = logits[asking]  # a copy: sampling changes the logits
-    drawn = sampler.sample(logits, requests, masks).tolist()
-    tokens = {request.request_id: token for request, token in zip(requests, drawn, strict=True)}
+    drawn = sampler.sample(logits, requests, masks=masks)
     if not asking:
-        return tokens, {}
+        return drawn, {}
     described = sampler.logprobs_of(
-        plain, [drawn[i] for i in asking], [requests[i].params.logprobs or 0 for i in asking]
+        plain,
+        drawn[asking].tolist(),
+        [requests[i].params.logprobs or 0 for i in asking],
     )
     rows = zip(asking, described, strict=True)
-    return tokens, {requests[i].request_id: row for i, row in rows}
+    return drawn, {requests[i].request_id: row for i, row in rows}

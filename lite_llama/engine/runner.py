@@ -6,6 +6,7 @@ from torch import Tensor
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine import batch
 from lite_llama.engine.config import EnginePlan
+from lite_llama.engine.cuda_graphs import DecodeGraphs
 from lite_llama.engine.scheduler import Scheduled
 from lite_llama.models.decoder import Decoder
 
@@ -22,9 +23,19 @@ class Runner:
             plan.precision.activations,
             plan.device,
         )
+        graphs = plan.device.type == "cuda" and not plan.enforce_eager
+        self.graphs = DecodeGraphs(decoder, self.kv_cache, plan) if graphs else None
 
     @torch.inference_mode()
     def run(self, planned: list[Scheduled], *, all_logits: bool = False) -> Tensor:
         """Logits, float32 [num_wanted_rows, vocab], of an ordered plan (see `batch.build`)."""
+        if self.graphs is not None and not all_logits and batch.only_decodes(planned):
+            requests = [scheduled.request for scheduled in planned]
+            positions = [request.num_computed_tokens for request in requests]
+            tokens = [
+                request.tokens(position, position + 1)[0]
+                for request, position in zip(requests, positions, strict=True)
+            ]
+            return self.graphs.launch(requests, positions, tokens)
         inputs = batch.build(planned, self.plan.block_size, self.plan.device, all_logits=all_logits)
         return self.decoder.forward(inputs, self.kv_cache)

@@ -11,18 +11,26 @@ from lite_llama.engine.request import Request, TokenLogprob, TokenLogprobs
 _NEVER = float("-inf")
 
 
-def sample(logits: Tensor, requests: Sequence[Request], masks: Mapping[int, bytes]) -> Tensor:
+def sample(
+    logits: Tensor,
+    requests: Sequence[Request],
+    *,
+    masks: Mapping[int, bytes] | None = None,
+    ahead: int = 0,
+) -> Tensor:
     """Draw one token a row: logits float32 [num_rows, vocab] (changed) -> int64 [num_rows].
 
     Order: logit bias and the ban of early stops, penalties, the grammars' masks (bits of the
     allowed tokens, by row; see `Grammar.mask`), then `ops.sample`.
+    `ahead`: tokens of each request that are drawn already but not known to the host.
     """
     _apply_bias(logits, requests)
     _apply_penalties(logits, requests)
-    _apply_masks(logits, masks)
+    if masks:
+        _apply_masks(logits, masks)
     if all(request.params.temperature == 0 for request in requests):
         return ops.argmax(logits)[1]
-    return ops.sample(logits, _rows(requests, logits.device))
+    return ops.sample(logits, _rows(requests, logits.device, ahead))
 
 
 def logprobs_of(
@@ -80,8 +88,6 @@ def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
 
 
 def _apply_masks(logits: Tensor, masks: Mapping[int, bytes]) -> None:
-    if not masks:
-        return
     rows = list(masks)
     packed = torch.frombuffer(bytearray(b"".join(masks.values())), dtype=torch.uint8)
     packed = packed.view(len(rows), -1).to(logits.device, non_blocking=True)
@@ -90,7 +96,7 @@ def _apply_masks(logits: Tensor, masks: Mapping[int, bytes]) -> None:
     logits[rows] = logits[rows].masked_fill(~allowed, _NEVER)
 
 
-def _rows(requests: Sequence[Request], device: torch.device) -> ops.SamplingRows:
+def _rows(requests: Sequence[Request], device: torch.device, ahead: int) -> ops.SamplingRows:
     params = [request.params for request in requests]
     return ops.SamplingRows(
         temperature=_column([p.temperature for p in params], device),
@@ -98,7 +104,9 @@ def _rows(requests: Sequence[Request], device: torch.device) -> ops.SamplingRows
         top_p=_column([p.top_p for p in params], device),
         min_p=_column([p.min_p for p in params], device),
         seeds=torch.tensor([request.seed for request in requests], device=device),
-        positions=torch.tensor([request.num_tokens for request in requests], device=device),
+        positions=torch.tensor([r.num_tokens + ahead for r in requests], device=device),
+        any_top_k=any(p.top_k > 0 for p in params),
+        any_top_p=any(p.top_p < 1 for p in params),
     )
 
 

@@ -1,6 +1,5 @@
 """How a request's tokens are drawn and when it ends. Names and meanings are vLLM's."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +20,8 @@ _REAL_BOUNDS: Mapping[str, tuple[float, float, bool]] = {
     "min_p": (0.0, 1.0, False),
     "presence_penalty": (-2.0, 2.0, False),
     "frequency_penalty": (-2.0, 2.0, False),
-    "repetition_penalty": (0.0, 2.0, True),
+    # Below, logits divided by it leave the range of float32.
+    "repetition_penalty": (0.01, 2.0, False),
 }
 _WHOLE_BOUNDS: Mapping[str, tuple[int, int]] = {
     "n": (1, MAX_COMPLETIONS),
@@ -91,6 +91,10 @@ class SamplingParams:
                 "lower min_tokens",
                 param="min_tokens",
             )
+        if not isinstance(self.stop, str | tuple | list | None):
+            raise RequestError(
+                f"stop is {_shown(self.stop)}, expected a string or a list of strings", param="stop"
+            )
         _check_stops(self.stop_strings)
         _check_token_ids(self.stop_token_ids)
         _check_bias(self.logit_bias)
@@ -125,12 +129,8 @@ class SamplingParams:
 def _check_real(name: str, value: Any, bounds: tuple[float, float, bool]) -> None:
     low, high, open_below = bounds
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (
-        number
-        and math.isfinite(value)
-        and low <= value <= high
-        and not (open_below and value == low)
-    ):
+    # NaN compares false with everything, so it fails here too.
+    if number and low <= value <= high and not (open_below and value == low):
         return
     bracket = "(" if open_below else "["
     raise RequestError(
@@ -195,5 +195,10 @@ def _check_bias(bias: Any) -> None:
 
 
 def _shown(value: Any) -> str:
+    """A value fit for a one-line message; of what is no plain value, only its type."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    if value is not None and not isinstance(value, bool | int | float | str):
+        return f"a {type(value).__name__}"
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -92,6 +92,21 @@ class Scheduler:
             planned += self._admit(budget)
         return planned
 
+    def reserve_ahead(self, planned: list[Scheduled]) -> bool:
+        """Give every request of a step under way room for the token after; all of them or none."""
+        size = self.pool.block_size
+        short = [
+            scheduled.request
+            for scheduled in planned
+            if len(scheduled.request.blocks) * size
+            < scheduled.request.num_computed_tokens + scheduled.num_new_tokens + 1
+        ]
+        if len(short) > self.pool.num_available:
+            return False
+        for request in short:
+            request.blocks += self.pool.allocate(1)
+        return True
+
     def commit(self, planned: list[Scheduled], tokens: Mapping[str, int]) -> None:
         """Book a finished step: `tokens` maps the ids of requests that drew one to their token."""
         for scheduled in planned:

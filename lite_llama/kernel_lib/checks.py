@@ -1,5 +1,7 @@
 """Argument checks that operators share: each names argument, value and expectation."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,10 +9,10 @@ from lite_llama.errors import OperatorError
 from lite_llama.kernel_lib.row_launch import MAX_COLUMNS
 
 
-def check(condition: bool, message: str) -> None:  # noqa: FBT001 - reads as an assertion
-    """Raise OperatorError(message) unless `condition` holds."""
+def check(condition: bool, message: Callable[[], str]) -> None:  # noqa: FBT001 - an assertion
+    """Raise OperatorError(message()) unless `condition` holds: good calls format nothing."""
     if not condition:
-        raise OperatorError(message)
+        raise OperatorError(message())
 
 
 def check_rank(name: str, x: Tensor, rank: int) -> None:
@@ -66,3 +68,14 @@ def check_unit_stride(name: str, x: Tensor) -> None:
     """Require that neighbours in the last dimension are neighbours in memory."""
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         raise OperatorError(f"{name} has strides {x.stride()}, expected 1 in the last dimension")
+
+
+def check_row_of(name: str, x: Tensor, weight_name: str, weight: Tensor) -> None:
+    """Require one row that a [out_features, in_features] matrix of the same dtype multiplies."""
+    check_rank(weight_name, weight, 2)
+    check_shape(name, x, (1, weight.shape[1]))
+    check_float_up_to_32(name, x)
+    check_same(weight_name, weight, name, x)
+    for each_name, each in ((name, x), (weight_name, weight)):
+        if not each.is_contiguous():
+            raise OperatorError(f"{each_name} has strides {each.stride()}, expected contiguous")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lite_llama.kernel_lib.gpu import GpuSpec
 from lite_llama.kernel_lib.rows import next_power_of_2
 
-# 16 warps hold 32 float32 values a thread; with 32768 columns and 32 warps rms_norm spills.
+# With 32768 columns rms_norm spills even with 32 warps.
 MAX_COLUMNS = 16384
 # 32 bytes a lane: two 16-byte loads in flight a thread and input.
 _BYTES_PER_WARP = 32 * 32
@@ -28,6 +28,7 @@ def choose_row_launch(num_rows: int, num_columns: int, itemsize: int, gpu: GpuSp
     rows = 1
     while rows * block * itemsize < _TILE_BYTES and num_rows >= 8 * gpu.num_sms * rows:
         rows *= 2
-    # A thread holds 32 float32 values at most.
-    warps = max(rows * block * itemsize // _BYTES_PER_WARP, rows * block // 1024)
-    return RowLaunch(rows, block, num_warps=min(max(warps, 1), 16))
+    num_bytes = rows * block * itemsize
+    # rms_norm of 16384 float32 values spills with 16 warps.
+    most = 32 if num_bytes > 32 * 1024 else 16
+    return RowLaunch(rows, block, num_warps=min(max(num_bytes // _BYTES_PER_WARP, 1), most))

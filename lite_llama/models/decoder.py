@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, dtype
 
 from lite_llama import ops
@@ -56,6 +57,8 @@ class Decoder:
         if residual is None:
             raise AssertionError("a decoder has at least one layer")
         if batch.logits_rows is not None:
+            if not len(batch.logits_rows):  # a chunk of a prompt that goes on
+                return torch.empty(0, self.config.vocab_size, device=x.device)
             x, residual = x[batch.logits_rows], residual[batch.logits_rows]
         normed, _ = self.final_norm.add(x, residual)
         return self.head(normed).float()

@@ -130,7 +130,9 @@ def find_sources(checkpoint: Checkpoint, config: ModelConfig) -> list[ParameterS
                 )
             used.add(part.name)
             found.append((raw, part))
-        _check_shape(name, shape, [raw for raw, _ in found])
+        expected = part_shapes(family, checkpoint.kind, config, name)
+        for (raw, _), (_, part_shape) in zip(found, expected, strict=True):
+            _check_shape(name, raw, part_shape)
         sources.append(ParameterSource(name, shape, tuple(found)))
     _check_leftovers(checkpoint, config, used)
     return sources
@@ -163,13 +165,11 @@ def part_shapes(
     return [(part.name, (size, *whole[1:])) for part, size in zip(found, sizes, strict=True)]
 
 
-def _check_shape(name: str, shape: tuple[int, ...], raws: list[RawTensor]) -> None:
-    rows = sum(raw.shape[0] if raw.shape else 0 for raw in raws)
-    if any(raw.shape[1:] != shape[1:] for raw in raws) or rows != shape[0]:
-        given = " + ".join(f"{raw.name} {list(raw.shape)}" for raw in raws)
+def _check_shape(name: str, raw: RawTensor, shape: tuple[int, ...]) -> None:
+    if raw.shape != shape:
         raise ModelFileError(
-            f"{name}: {given} does not make {list(shape)}, as the configuration says; "
-            "weights and configuration are of different models"
+            f"tensor {raw.name!r} ({name}) has shape {list(raw.shape)}, but the configuration "
+            f"says {list(shape)}; weights and configuration are of different models"
         )
 
 
@@ -211,6 +211,24 @@ def load_decoder(
         done += sum(raw.data.nbytes for raw, _ in source.parts)
         if progress is not None:
             progress(done, total)
+    cos_sin = cos_sin_table(config.rope, num_positions).to(device)
+    return _build(config, packed, cos_sin, precision.activations)
+
+
+def random_decoder(
+    config: ModelConfig, precision: Precision, *, device: torch.device, num_positions: int
+) -> Decoder:
+    """A decoder with random weights (normal, 0.02 wide; norms near 1), for benchmarks and tests."""
+    dtype = precision.weights or precision.activations
+    packed: dict[str, PackedWeight | EncodedRows | Tensor] = {}
+    for name, shape in expected_shapes(config).items():
+        values = torch.randn(shape, dtype=dtype, device=device) * 0.02
+        if "norm" in name:
+            values += 1.0
+        is_matrix = len(shape) == 2 and name != "embedding.weight"
+        packed[name] = DenseWeight(values) if is_matrix else values
+        if name == "embedding.weight" and config.tied_head:
+            packed["head.weight"] = DenseWeight(values)
     cos_sin = cos_sin_table(config.rope, num_positions).to(device)
     return _build(config, packed, cos_sin, precision.activations)
 

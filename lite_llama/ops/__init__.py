@@ -14,10 +14,14 @@ from lite_llama.ops.fused_ffn.op import fused_ffn
 from lite_llama.ops.kv_write.op import kv_write
 from lite_llama.ops.layer_norm.op import layer_norm
 from lite_llama.ops.linear.op import linear, linear_fp8
+from lite_llama.ops.linear_add.op import linear_add
+from lite_llama.ops.norm_gate_up.op import norm_gate_up
+from lite_llama.ops.norm_linear.op import norm_linear
+from lite_llama.ops.norm_qkv.op import norm_qkv
 from lite_llama.ops.repeat_kv.op import repeat_kv
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope
-from lite_llama.ops.sample.op import SamplingRows, apply_penalties, sample
+from lite_llama.ops.sample.op import SamplingRows, apply_penalties, sample, token_logprobs
 from lite_llama.ops.softmax.op import softmax
 from lite_llama.ops.swiglu.op import swiglu
 from lite_llama.ops.topk.op import topk
@@ -36,13 +40,18 @@ __all__ = [
     "kv_write",
     "layer_norm",
     "linear",
+    "linear_add",
     "linear_fp8",
+    "norm_gate_up",
+    "norm_linear",
+    "norm_qkv",
     "repeat_kv",
     "rms_norm",
     "rope",
     "sample",
     "softmax",
     "swiglu",
+    "token_logprobs",
     "topk",
     "unpad",
 ]

@@ -139,7 +139,11 @@ class ChatTemplate:
         # -P: the worker's directory is not searched for modules.
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))]
         worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C at the terminal is not meant for it
         )
         weakref.finalize(self, _stop, worker)
         assert worker.stdin is not None

@@ -43,6 +43,14 @@ def test_an_operator_in_place_is_judged_by_its_inputs() -> None:
         run_case(wrong, _CPU)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.bfloat16])
+def test_results_of_every_dtype_are_compared(dtype: torch.dtype) -> None:
+    one, two = (torch.full((4,), value).to(dtype) for value in (1.0, 2.0))
+    assert run_case(_case(contenders={"torch": lambda _: one, "ours": lambda _: one}), _CPU)
+    with pytest.raises(WrongResult, match="NMSE 1"):
+        run_case(_case(contenders={"torch": lambda _: one, "ours": lambda _: two}), _CPU)
+
+
 def test_roof_fraction_takes_the_slower_of_memory_and_arithmetic() -> None:
     machine = Machine(torch.device("cuda"), bytes_per_s=1e12, flops_per_s=1e14)
     assert machine.roof_fraction(_case(num_bytes=10**6), 2.0) == pytest.approx(0.5)

@@ -53,7 +53,7 @@ def test_a_row_gives_the_same_result_strided_alone_and_in_a_batch(device: torch.
 
 def test_large_k_takes_fewer_larger_pieces() -> None:
     assert choose_launch(128256, 50) == TopkLaunch(splits=32, block=4096, num_warps=8)
-    assert choose_launch(128256, 256) == TopkLaunch(splits=8, block=16384, num_warps=16)
+    assert choose_launch(128256, 256) == TopkLaunch(splits=16, block=8192, num_warps=16)
     assert choose_launch(4, 4) == TopkLaunch(splits=1, block=32, num_warps=1)
 
 

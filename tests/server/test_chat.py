@@ -43,7 +43,18 @@ ADD: Any = {
 }
 
 
-OURS = ["top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "regex", "stop_token_ids", "prompt_logprobs", "cache_salt", "chat_template_kwargs"]
+OURS = [
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "min_tokens",
+    "ignore_eos",
+    "regex",
+    "stop_token_ids",
+    "prompt_logprobs",
+    "cache_salt",
+    "chat_template_kwargs",
+]
 
 
 def create(client: openai.OpenAI, **fields: Any) -> Any:
@@ -251,7 +262,28 @@ def test_min_tokens_and_ignore_eos_go_past_the_end(client: openai.OpenAI) -> Non
 
 
 def test_null_means_not_given(server: LocalServer) -> None:
-    names = ["n", "stop", "seed", "max_completion_tokens", "top_p", "logit_bias", "logprobs", "tools", "tool_choice", "response_format", "stream_options", "user", "regex", "best_of", "suffix", "timeout", "chat_template_kwargs", "parallel_tool_calls", "stream", "model"]
+    names = [
+        "n",
+        "stop",
+        "seed",
+        "max_completion_tokens",
+        "top_p",
+        "logit_bias",
+        "logprobs",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "stream_options",
+        "user",
+        "regex",
+        "best_of",
+        "suffix",
+        "timeout",
+        "chat_template_kwargs",
+        "parallel_tool_calls",
+        "stream",
+        "model",
+    ]
     plain = server.chat("Hi", max_tokens=4, temperature=0).json()
     nulls = server.chat("Hi", max_tokens=4, temperature=0, **dict.fromkeys(names)).json()
     assert nulls["choices"] == plain["choices"]

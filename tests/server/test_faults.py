@@ -170,10 +170,10 @@ def test_a_failed_step_fails_its_batch_and_the_next_request_works(
     sample = sampler.sample
     failures = iter([True])
 
-    def failing(*arguments: Any) -> Any:
+    def failing(*arguments: Any, **options: Any) -> Any:
         if next(failures, False):
             raise RuntimeError("secret detail")
-        return sample(*arguments)
+        return sample(*arguments, **options)
 
     monkeypatch.setattr(sampler, "sample", failing)
     failed = server.chat("Hi", max_tokens=4)
@@ -185,7 +185,7 @@ def test_a_failed_step_fails_its_batch_and_the_next_request_works(
 
 
 def test_steps_that_keep_failing_end_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*_: Any) -> Any:
+    def failing(*_: Any, **__: Any) -> Any:
         raise RuntimeError("secret detail")
 
     with LLM(device="cpu", max_model_len=256, num_blocks=32) as llm:

@@ -1,7 +1,7 @@
 """Typed access to configuration values: a missing or wrong one is an error that names it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import replace
 from typing import Any, cast
 
@@ -20,6 +20,17 @@ _IMPLEMENTED: Mapping[str, tuple[Any, ...]] = {
     "logit_scale": (),
     "residual_multiplier": (1.0,),
     "embedding_multiplier": (1.0,),
+}
+
+# llama.cpp's keys that change the rotary embedding, with the values that change nothing.
+_GGUF_ROPE_NEUTRAL: Mapping[str, float] = {
+    "scale_linear": 1.0,
+    "scaling.attn_factor": 1.0,
+    "scaling.yarn_log_multiplier": 0.0,
+    "scaling.yarn_ext_factor": 1.0,
+    "scaling.yarn_attn_factor": 1.0,
+    "scaling.yarn_beta_fast": 32.0,
+    "scaling.yarn_beta_slow": 1.0,
 }
 
 _ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -61,11 +72,11 @@ def read_common_hf(config: Mapping[str, Any], family: str) -> ModelConfig:
         if value is not None and value not in allowed:
             expected = " or ".join(map(repr, allowed)) or "no such key"
             raise UnsupportedModel(f"config: {key} is {value!r}, implemented: {expected}")
-    for kind in config.get("layer_types") or ():
-        if kind != "full_attention":
-            raise UnsupportedModel(
-                f"config: layer_types has {kind!r}, implemented: 'full_attention' in every layer"
-            )
+    layer_types = config.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types):
+        raise UnsupportedModel(
+            f"config: layer_types is {layer_types!r}, implemented: 'full_attention' in every layer"
+        )
     hidden_size = whole(config, "hidden_size")
     num_q_heads = whole(config, "num_attention_heads")
     head_dim = whole(config, "head_dim", hidden_size // num_q_heads)
@@ -97,6 +108,11 @@ def read_hf_rope(config: Mapping[str, Any], head_dim: int, max_positions: int) -
     theta = real(scaling, "rope_theta", config.get("rope_theta") or 10000.0)
     kind = scaling.get("rope_type", scaling.get("type")) or "default"
     plain = RopeConfig(theta=theta, rotary_dim=head_dim)
+    if scaling.get("partial_rotary_factor") not in (None, 1):
+        raise UnsupportedModel(
+            f"config: rope partial_rotary_factor is {scaling['partial_rotary_factor']!r}, "
+            "implemented: 1"
+        )
     if kind not in _ROPE_KINDS:
         raise UnsupportedModel(
             f"config: rope type is {kind!r}, implemented: {', '.join(_ROPE_KINDS)}"
@@ -146,7 +162,7 @@ def read_common_gguf(metadata: Mapping[str, Any], family: str) -> ModelConfig:
     return check_heads(
         ModelConfig(
             family=family,
-            vocab_size=len(metadata["tokenizer.ggml.tokens"]),
+            vocab_size=_gguf_vocab_size(metadata),
             hidden_size=hidden_size,
             intermediate_size=whole(metadata, key("feed_forward_length")),
             num_layers=whole(metadata, key("block_count")),
@@ -161,6 +177,13 @@ def read_common_gguf(metadata: Mapping[str, Any], family: str) -> ModelConfig:
     )
 
 
+def _gguf_vocab_size(metadata: Mapping[str, Any]) -> int:
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, Sized) or isinstance(tokens, str) or not len(tokens):
+        raise ModelFileError("tokenizer.ggml.tokens is missing or empty; convert the model again")
+    return len(tokens)
+
+
 def _read_gguf_rope(metadata: Mapping[str, Any], arch: str, head_dim: int) -> RopeConfig:
     theta = real(metadata, f"{arch}.rope.freq_base", 10000.0)
     rotary_dim = whole(metadata, f"{arch}.rope.dimension_count", head_dim)
@@ -173,6 +196,10 @@ def _read_gguf_rope(metadata: Mapping[str, Any], arch: str, head_dim: int) -> Ro
         raise UnsupportedModel(
             f"{arch}.rope.scaling.type is {kind!r}, implemented: none, linear, yarn"
         )
+    for name, neutral in _GGUF_ROPE_NEUTRAL.items():
+        value = metadata.get(f"{arch}.rope.{name}", neutral)
+        if value != neutral:
+            raise UnsupportedModel(f"{arch}.rope.{name} is {value!r}, implemented: {neutral}")
     rope = RopeConfig(theta=theta, rotary_dim=rotary_dim, kind=kind)
     if kind == "none":
         return rope
@@ -208,5 +235,5 @@ def _optional_whole(config: Mapping[str, Any], key: str) -> int | None:
 
 
 def read_window(config: Mapping[str, Any]) -> int | None:
-    """`sliding_window`, where it applies to every layer."""
-    return _optional_whole(config, "sliding_window")
+    """Mistral's `sliding_window`; transformers takes 4096 where the key is absent, not null."""
+    return _optional_whole({"sliding_window": 4096, **config}, "sliding_window")

@@ -12,9 +12,9 @@ from lite_llama.models.families.fields import flag, read_common_gguf, read_commo
 def read_hf_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json of LlamaForCausalLM or MistralForCausalLM."""
     bias = flag(config, "attention_bias", default=False)
-    return replace(
-        read_common_hf(config, "llama"), qkv_bias=bias, o_bias=bias, window=read_window(config)
-    )
+    # Llama's own code does not look at a window.
+    window = read_window(config) if "MistralForCausalLM" in config["architectures"] else None
+    return replace(read_common_hf(config, "llama"), qkv_bias=bias, o_bias=bias, window=window)
 
 
 def read_gguf_config(metadata: Mapping[str, Any]) -> ModelConfig:

@@ -16,7 +16,7 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
     check_float_up_to_32("x", x)
     check(
         x.dim() >= 1 and 0 < x.shape[-1] <= MAX_COLUMNS,
-        f"x has shape {tuple(x.shape)}, expected [..., 1..{MAX_COLUMNS}]",
+        lambda: f"x has shape {tuple(x.shape)}, expected [..., 1..{MAX_COLUMNS}]",
     )
     if x.numel() == 0:
         indices = torch.empty(x.shape[:-1], dtype=torch.int64, device=x.device)

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.ops.attention_decode.launch import Launch, Problem, choose_launch
@@ -147,8 +148,12 @@ def attention_decode_kernel(
     HAS_WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid: (KV heads, sequences, programs that share a sequence's chunks)."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     kv_head = tl.program_id(0)
     seq = tl.program_id(1)
     kv_len = tl.load(seq_lens_ptr + seq).to(tl.int32)
@@ -235,6 +240,7 @@ def attention_decode(
     scale: float,
     window: int | None,
     sinks: Tensor | None,
+    overlap: bool = False,
 ) -> Tensor:
     problem = Problem(
         num_seqs=q.shape[0],
@@ -254,6 +260,7 @@ def attention_decode(
         scale=scale,
         window=window,
         sinks=sinks,
+        overlap=overlap,
     )
 
 
@@ -268,9 +275,11 @@ def launch(
     scale: float,
     window: int | None,
     sinks: Tensor | None,
+    overlap: bool = False,
 ) -> Tensor:
     """Run the kernel as `how` says; the arguments are attention_decode's."""
     num_seqs, num_q_heads, head_dim = q.shape
+    overlap = overlap and q.is_cuda and gpu_spec(q.device).has_pdl
     block_size, num_kv_heads = k_cache.shape[1:3]
     q_per_kv = num_q_heads // num_kv_heads
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -311,8 +320,10 @@ def launch(
         HAS_WINDOW=window is not None,
         HAS_SINKS=sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        OVERLAP=overlap,
         num_warps=how.num_warps,
         num_stages=how.num_stages,
+        launch_pdl=overlap,
     )
     return out
 

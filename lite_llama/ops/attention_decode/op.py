@@ -15,7 +15,7 @@ from lite_llama.kernel_lib.checks import (
     check_shape,
     check_unit_stride,
 )
-from lite_llama.ops.attention_decode import reference
+from lite_llama.ops.attention_decode import cpu, reference
 
 
 def attention_decode(
@@ -28,6 +28,7 @@ def attention_decode(
     scale: float | None = None,
     window: int | None = None,
     sinks: Tensor | None = None,
+    overlap: bool = False,
 ) -> Tensor:
     """softmax(q kᵀ · scale) v over the seq_lens[i] cached tokens of each sequence.
 
@@ -35,6 +36,7 @@ def attention_decode(
     [num_blocks, block_size, num_kv_heads, head_dim]; block_table int32 [num_seqs, max_blocks];
     seq_lens int32 [num_seqs], the new token included; a length of 0 marks a padding row, whose
     result is 0. scale, window, sinks and head grouping as in `attention_prefill`.
+    `overlap` launches the kernel as a programmatic dependent where the GPU has that.
     Returns q's shape and dtype.
     """
     _check_heads(q, k_cache, v_cache)
@@ -45,8 +47,8 @@ def attention_decode(
         check_integer(name, tensor)
         check_device(name, tensor, "q", q)
         check_unit_stride(name, tensor)
-    check(scale is None or scale > 0, f"scale is {scale}, expected a positive number")
-    check(window is None or window > 0, f"window is {window}, expected at least 1")
+    check(scale is None or scale > 0, lambda: f"scale is {scale}, expected a positive number")
+    check(window is None or window > 0, lambda: f"window is {window}, expected at least 1")
     if sinks is not None:
         check_shape("sinks", sinks, (q.shape[1],))
         check_device("sinks", sinks, "q", q)
@@ -57,13 +59,16 @@ def attention_decode(
         "seq_lens": seq_lens,
         "scale": q.shape[-1] ** -0.5 if scale is None else scale,
         "window": window,
-        "sinks": sinks,
     }
     if q.is_cuda:
         from lite_llama.ops.attention_decode import kernel
 
-        return kernel.attention_decode(q, k_cache, v_cache, **arguments)
-    return reference.attention_decode(q, k_cache, v_cache, **arguments)
+        return kernel.attention_decode(
+            q, k_cache, v_cache, sinks=sinks, overlap=overlap, **arguments
+        )
+    if sinks is None:
+        return cpu.attention_decode(q, k_cache, v_cache, **arguments)
+    return reference.attention_decode(q, k_cache, v_cache, sinks=sinks, **arguments)
 
 
 def _check_heads(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
@@ -76,9 +81,9 @@ def _check_heads(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
         check_unit_stride(name, tensor)
     check(
         k_cache.shape[3] == q.shape[2],
-        f"k_cache has head_dim {k_cache.shape[3]}, expected {q.shape[2]} as q",
+        lambda: f"k_cache has head_dim {k_cache.shape[3]}, expected {q.shape[2]} as q",
     )
     check(
         k_cache.shape[2] > 0 and q.shape[1] % k_cache.shape[2] == 0,
-        f"q has {q.shape[1]} heads, expected a multiple of k_cache's {k_cache.shape[2]}",
+        lambda: f"q has {q.shape[1]} heads, expected a multiple of k_cache's {k_cache.shape[2]}",
     )

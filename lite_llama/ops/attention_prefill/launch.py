@@ -44,8 +44,11 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
         # No tensor cores in exact float32: a small tile keeps the operands in registers.
         return Launch(32, 32, 4, 2, q_per_kv)
     block_m = 64 if problem.max_q_len <= 64 else 128
-    block_n = 128 if problem.head_dim <= 64 else 64
-    num_warps = 8 if block_m * problem.head_dim > 64 * 128 else 4
+    # Where there is no wgmma, operands lie in registers too.
+    has_wgmma_or_better = gpu.capability[0] in (9, 10)
+    block_n = 64 if problem.head_dim <= 64 or has_wgmma_or_better else 32
+    wide = problem.head_dim > 64 or not has_wgmma_or_better
+    num_warps = 8 if wide and block_m == 128 else 4
     fits_a_block = problem.block_size == 0 or problem.block_size % block_n == 0
     use_tma = gpu.capability >= (9, 0) and problem.tma_ready and fits_a_block
     row_bytes = max(16, problem.head_dim) * problem.dtype.itemsize

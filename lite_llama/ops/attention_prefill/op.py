@@ -50,7 +50,10 @@ def attention_prefill(
     _check_mask(q, causal, scale, window, sinks)
     if q.numel() == 0 or seq_lens.numel() == 0:
         return torch.zeros_like(q)
-    check(max_q_len > 0, f"max_q_len is {max_q_len}, expected the longest sequence's query count")
+    check(
+        max_q_len > 0,
+        lambda: f"max_q_len is {max_q_len}, expected the longest sequence's query count",
+    )
     arguments: dict[str, Any] = {
         "cu_seqlens_q": cu_seqlens_q,
         "seq_lens": seq_lens,
@@ -78,11 +81,11 @@ def _check_heads(q: Tensor, k: Tensor, v: Tensor, *, paged: bool) -> None:
         check_unit_stride(name, tensor)
     check(
         k.shape[-1] == q.shape[-1],
-        f"k has head_dim {k.shape[-1]}, expected {q.shape[-1]} as q",
+        lambda: f"k has head_dim {k.shape[-1]}, expected {q.shape[-1]} as q",
     )
     check(
         k.shape[-2] > 0 and q.shape[1] % k.shape[-2] == 0,
-        f"q has {q.shape[1]} heads, expected a multiple of k's {k.shape[-2]}",
+        lambda: f"q has {q.shape[1]} heads, expected a multiple of k's {k.shape[-2]}",
     )
 
 
@@ -105,11 +108,11 @@ def _check_lengths(
 def _check_mask(
     q: Tensor, causal: bool, scale: float | None, window: int | None, sinks: Tensor | None
 ) -> None:
-    check(scale is None or scale > 0, f"scale is {scale}, expected a positive number")
-    check(window is None or window > 0, f"window is {window}, expected at least 1")
+    check(scale is None or scale > 0, lambda: f"scale is {scale}, expected a positive number")
+    check(window is None or window > 0, lambda: f"window is {window}, expected at least 1")
     check(
         causal or window is None,
-        f"window is {window}, expected None when causal is False",
+        lambda: f"window is {window}, expected None when causal is False",
     )
     if sinks is not None:
         check_shape("sinks", sinks, (q.shape[1],))

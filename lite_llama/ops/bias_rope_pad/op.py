@@ -43,13 +43,18 @@ def bias_rope_pad(
         and cos_sin.dtype == torch.float32
         and cos_sin.shape[0] >= max_seq_len
         and head_dim % 2 == 0,
-        f"cos_sin has dtype {cos_sin.dtype} and shape {tuple(cos_sin.shape)}, expected float32 "
-        f"[>= {max_seq_len}, even head_dim]",
+        lambda: (
+            f"cos_sin has dtype {cos_sin.dtype} and shape {tuple(cos_sin.shape)}, expected float32 "
+            f"[>= {max_seq_len}, even head_dim]"
+        ),
     )
     kv_columns = qkv.shape[1] - num_q_heads * head_dim
     check(
         kv_columns > 0 and kv_columns % (2 * head_dim) == 0,
-        f"qkv has {qkv.shape[1]} columns, expected ({num_q_heads} + 2 · num_kv_heads) · {head_dim}",
+        lambda: (
+            f"qkv has {qkv.shape[1]} columns, expected ({num_q_heads} + 2 · num_kv_heads) · "
+            f"{head_dim}"
+        ),
     )
     _check_cu_seqlens(cu_seqlens, qkv)
     if qkv.is_cuda:
@@ -67,7 +72,7 @@ def unpad(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
     check_rank("x", x, 4)
     check_shape("cu_seqlens", cu_seqlens, (x.shape[0] + 1,))
     _check_cu_seqlens(cu_seqlens, x)
-    check(num_tokens >= 0, f"num_tokens is {num_tokens}, expected at least 0")
+    check(num_tokens >= 0, lambda: f"num_tokens is {num_tokens}, expected at least 0")
     if num_tokens == 0 or x.numel() == 0:
         shape = (num_tokens, x.shape[1] * x.shape[3])
         return torch.empty(shape, dtype=x.dtype, device=x.device)
@@ -81,5 +86,5 @@ def unpad(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
 def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
     check_rank("cu_seqlens", cu_seqlens, 1)
     check_integer("cu_seqlens", cu_seqlens)
-    check(cu_seqlens.shape[0] >= 1, "cu_seqlens is empty, expected [batch + 1]")
+    check(cu_seqlens.shape[0] >= 1, lambda: "cu_seqlens is empty, expected [batch + 1]")
     check_device("cu_seqlens", cu_seqlens, "x", x)

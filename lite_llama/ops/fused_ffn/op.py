@@ -25,12 +25,17 @@ def fused_ffn(x: Tensor, gate_up_weight: Tensor, down_weight: Tensor) -> Tensor:
     hidden_size, intermediate_size = down_weight.shape
     check(
         x.shape[1] == hidden_size,
-        f"x has shape {tuple(x.shape)}, expected {hidden_size} columns as down_weight has rows",
+        lambda: (
+            f"x has shape {tuple(x.shape)}, expected {hidden_size} columns as down_weight has rows"
+        ),
     )
     check(
         tuple(gate_up_weight.shape) == (2 * intermediate_size, hidden_size),
-        f"gate_up_weight has shape {tuple(gate_up_weight.shape)}, expected "
-        f"{(2 * intermediate_size, hidden_size)} to match down_weight {tuple(down_weight.shape)}",
+        lambda: (
+            f"gate_up_weight has shape {tuple(gate_up_weight.shape)}, expected "
+            f"{(2 * intermediate_size, hidden_size)} to match down_weight "
+            f"{tuple(down_weight.shape)}"
+        ),
     )
     if x.numel() == 0 or intermediate_size == 0:
         return torch.zeros_like(x)

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from lite_llama.errors import OperatorError
 from lite_llama.kernel_lib.checks import (
     check,
     check_device,
+    check_float,
     check_float_up_to_32,
     check_integer,
     check_rank,
@@ -31,7 +33,10 @@ def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
     check_shape("v_cache", v_cache, tuple(k_cache.shape))
     check(
         k_cache.shape[2:] == k.shape[1:],
-        f"k_cache has shape {tuple(k_cache.shape)}, expected [.., .., {k.shape[1]}, {k.shape[2]}]",
+        lambda: (
+            f"k_cache has shape {tuple(k_cache.shape)}, "
+            f"expected [.., .., {k.shape[1]}, {k.shape[2]}]"
+        ),
     )
     check_integer("slot_mapping", slot_mapping)
     check_shape("slot_mapping", slot_mapping, (k.shape[0],))
@@ -54,5 +59,6 @@ def kv_write(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mappin
 def _check_cache(k_cache: Tensor, v_cache: Tensor) -> None:
     check_same("v_cache", v_cache, "k_cache", k_cache)
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check(x.dtype.is_floating_point, f"{name} has dtype {x.dtype}, expected a floating type")
-        check(x.is_contiguous(), f"{name} has strides {x.stride()}, expected a contiguous cache")
+        check_float(name, x)
+        if not x.is_contiguous():
+            raise OperatorError(f"{name} has strides {x.stride()}, expected a contiguous cache")

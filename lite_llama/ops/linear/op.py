@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from lite_llama.errors import OperatorError
 from lite_llama.kernel_lib.checks import (
     check,
     check_device,
@@ -29,8 +30,10 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     check_float_up_to_32("x", x)
     check(
         x.dim() > 0 and x.shape[-1] == columns,
-        f"x has shape {tuple(x.shape)}, expected last dimension {columns} as weight [{rows}, "
-        f"{columns}] has columns",
+        lambda: (
+            f"x has shape {tuple(x.shape)}, expected last dimension {columns} as weight [{rows}, "
+            f"{columns}] has columns"
+        ),
     )
     if isinstance(packed, DenseWeight):
         check_device("weight", packed.values, "x", x)
@@ -64,21 +67,21 @@ def linear_fp8(
     check_rank("x", x, 2)
     check_rank("weight", weight, 2)
     for name, operand in (("x", x), ("weight", weight)):
-        check(
-            operand.dtype == torch.float8_e4m3fn,
-            f"{name} has dtype {operand.dtype}, expected torch.float8_e4m3fn",
-        )
+        if operand.dtype != torch.float8_e4m3fn:
+            raise OperatorError(f"{name} has dtype {operand.dtype}, expected torch.float8_e4m3fn")
     check(
         x.shape[1] == weight.shape[1],
-        f"x has shape {tuple(x.shape)}, expected {weight.shape[1]} columns as weight",
+        lambda: f"x has shape {tuple(x.shape)}, expected {weight.shape[1]} columns as weight",
     )
-    check(out_dtype in _OUT_DTYPES, f"out_dtype is {out_dtype}, expected one of {_OUT_DTYPES}")
+    check(
+        out_dtype in _OUT_DTYPES, lambda: f"out_dtype is {out_dtype}, expected one of {_OUT_DTYPES}"
+    )
     check_device("weight", weight, "x", x)
     for name, scale in (("x_scale", x_scale), ("weight_scale", weight_scale)):
-        check(
-            scale.numel() == 1 and scale.dtype == torch.float32,
-            f"{name} is {scale.dtype} {tuple(scale.shape)}, expected one torch.float32 element",
-        )
+        if scale.numel() != 1 or scale.dtype != torch.float32:
+            raise OperatorError(
+                f"{name} is {scale.dtype} {tuple(scale.shape)}, expected one torch.float32 element"
+            )
         check_device(name, scale, "x", x)
     if bias is not None:
         check_shape("bias", bias, (weight.shape[0],))

@@ -15,7 +15,7 @@ def repeat_kv(x: Tensor, q_per_kv: int) -> Tensor:
     [num_tokens, num_kv_heads · q_per_kv, head_dim], copies next to each other.
     """
     check_rank("x", x, 3)
-    check(q_per_kv >= 1, f"q_per_kv is {q_per_kv}, expected at least 1")
+    check(q_per_kv >= 1, lambda: f"q_per_kv is {q_per_kv}, expected at least 1")
     if x.numel() == 0:
         shape = (x.shape[0], x.shape[1] * q_per_kv, x.shape[2])
         return torch.empty(shape, dtype=x.dtype, device=x.device)

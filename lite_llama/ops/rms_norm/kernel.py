@@ -10,7 +10,7 @@ from lite_llama.kernel_lib.row_launch import choose_row_launch
 from lite_llama.kernel_lib.rows import as_rows, ceil_div
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # a step's size must not cost a compilation
 def _rms_norm(
     x_ptr,
     residual_ptr,

@@ -31,13 +31,20 @@ def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
     check_shape("positions", positions, (q.shape[0],))
     check(
         k.shape[0] == q.shape[0] and k.shape[2] == q.shape[2],
-        f"k has shape {tuple(k.shape)}, expected num_tokens and head_dim of q {tuple(q.shape)}",
+        lambda: (
+            f"k has shape {tuple(k.shape)}, expected num_tokens and head_dim of q {tuple(q.shape)}"
+        ),
     )
     check(
         cos_sin.dim() == 2 and cos_sin.shape[1] % 2 == 0 and cos_sin.shape[1] <= q.shape[2],
-        f"cos_sin has shape {tuple(cos_sin.shape)}, expected [max_positions, even <= head_dim]",
+        lambda: (
+            f"cos_sin has shape {tuple(cos_sin.shape)}, expected [max_positions, even <= head_dim]"
+        ),
     )
-    check(cos_sin.dtype == torch.float32, f"cos_sin has dtype {cos_sin.dtype}, expected float32")
+    check(
+        cos_sin.dtype == torch.float32,
+        lambda: f"cos_sin has dtype {cos_sin.dtype}, expected float32",
+    )
     check_float_up_to_32("q", q)
     check_same("k", k, "q", q)
     for name, x in (("q", q), ("k", k), ("cos_sin", cos_sin)):

@@ -44,7 +44,9 @@ def sample(
     greedy = logits.max(dim=-1).indices
     if bool((temperature == 0).all()):
         return greedy
-    scaled = logits.float() / torch.where(temperature == 0, 1.0, temperature)[:, None]
+    # Counted from the largest logit, so that a tiny temperature gives -inf and never inf.
+    scaled = logits.float() - logits.float().amax(-1, keepdim=True)
+    scaled /= torch.where(temperature == 0, 1.0, temperature)[:, None]
     if bool((top_k > 0).any()) or bool((top_p < 1).any()):
         scaled = _keep_top(scaled, top_k, top_p)
     probs = torch.softmax(scaled, dim=-1)
@@ -82,3 +84,7 @@ def apply_penalties(
     logits.copy_(torch.where(logits > 0, logits / factor, logits * factor))
     logits -= frequency[:, None] * output_counts
     logits -= presence[:, None] * (output_counts > 0)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    return torch.log_softmax(logits.float(), dim=-1).gather(1, tokens.long())

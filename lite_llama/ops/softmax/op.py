@@ -13,7 +13,7 @@ def softmax(x: Tensor) -> Tensor:
     Computed in float32, returned in x's dtype. A row of −inf alone becomes NaN, as in torch.
     """
     check_float_up_to_32("x", x)
-    check(x.dim() >= 1, f"x has shape {tuple(x.shape)}, expected [..., n]")
+    check(x.dim() >= 1, lambda: f"x has shape {tuple(x.shape)}, expected [..., n]")
     if x.numel() == 0:
         return torch.empty_like(x)
     if x.is_cuda:

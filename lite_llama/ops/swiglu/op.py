@@ -13,11 +13,13 @@ def swiglu(gate: Tensor, up: Tensor | None = None) -> Tensor:
     Either gate and up [..., inter], or one fused buffer [..., 2 · inter] with the gate first.
     """
     check_float_up_to_32("gate", gate)
-    check(gate.dim() >= 1, f"gate has shape {tuple(gate.shape)}, expected [..., n]")
+    check(gate.dim() >= 1, lambda: f"gate has shape {tuple(gate.shape)}, expected [..., n]")
     if up is None:
         check(
             gate.shape[-1] % 2 == 0,
-            f"gate has shape {tuple(gate.shape)}, expected an even last dimension [gate | up]",
+            lambda: (
+                f"gate has shape {tuple(gate.shape)}, expected an even last dimension [gate | up]"
+            ),
         )
         gate, up = gate.chunk(2, dim=-1)
     check_shape("up", up, tuple(gate.shape))

@@ -14,7 +14,8 @@ from lite_llama.kernel_lib.ordered_keys import index_of, indexed_key, ordered_ke
 from lite_llama.kernel_lib.rows import as_rows, ceil_div
 from lite_llama.ops.topk.launch import choose_launch
 
-_RANK_BLOCK = 64
+# A program ranks 16 candidates against 256 at a time: 32 comparisons a thread for each load.
+_RANK_OWN, _RANK_OTHERS = 16, 256
 
 
 @triton.jit
@@ -54,16 +55,17 @@ def _rank_candidates(
     x_row_stride,
     num_candidates,
     K: tl.constexpr,
-    BLOCK: tl.constexpr,
+    OWN: tl.constexpr,
+    OTHERS: tl.constexpr,
 ):
-    pieces = tl.cdiv(num_candidates, BLOCK)
+    pieces = tl.cdiv(num_candidates, OWN)
     row = (tl.program_id(0) // pieces).to(tl.int64)
     candidates_ptr += row * num_candidates
-    own = (tl.program_id(0) % pieces) * BLOCK + tl.arange(0, BLOCK)
+    own = (tl.program_id(0) % pieces) * OWN + tl.arange(0, OWN)
     own_key = tl.load(candidates_ptr + own, mask=own < num_candidates, other=0)
-    rank = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, num_candidates, BLOCK):
-        other = start + tl.arange(0, BLOCK)
+    rank = tl.zeros([OWN], tl.int32)
+    for start in range(0, num_candidates, OTHERS):
+        other = start + tl.arange(0, OTHERS)
         other_key = tl.load(candidates_ptr + other, mask=other < num_candidates, other=0)
         rank += tl.sum((other_key[None, :] > own_key[:, None]).to(tl.int32), axis=1)
     index = index_of(own_key)
@@ -93,7 +95,7 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         BLOCK=launch.block,
         num_warps=launch.num_warps,
     )
-    _rank_candidates[(num_rows * ceil_div(num_candidates, _RANK_BLOCK),)](
+    _rank_candidates[(num_rows * ceil_div(num_candidates, _RANK_OWN),)](
         rows,
         candidates,
         values,
@@ -101,7 +103,8 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         rows.stride(0),
         num_candidates,
         K=k,
-        BLOCK=_RANK_BLOCK,
+        OWN=_RANK_OWN,
+        OTHERS=_RANK_OTHERS,
         num_warps=4,
     )
     return values, indices

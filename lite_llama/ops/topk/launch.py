@@ -6,8 +6,8 @@ from lite_llama.kernel_lib.rows import ceil_div, next_power_of_2
 
 MAX_K = 256
 # Each piece hands on K candidates, and ranking is quadratic in their number: fewer, larger pieces
-# for larger K.
-_SMALL_K, _SMALL_BLOCK, _LARGE_BLOCK = 64, 4096, 16384
+# for larger K (16384 columns spill).
+_SMALL_K, _SMALL_BLOCK, _LARGE_BLOCK = 64, 4096, 8192
 # Columns are numbered in 31 bits, and candidates of a row are all compared with each other.
 MAX_COLUMNS = 2**21
 

@@ -17,10 +17,12 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     check_float_up_to_32("x", x)
     check(
         x.dim() >= 1 and x.shape[-1] <= MAX_COLUMNS,
-        f"x has shape {tuple(x.shape)}, expected [..., at most {MAX_COLUMNS}]",
+        lambda: f"x has shape {tuple(x.shape)}, expected [..., at most {MAX_COLUMNS}]",
     )
     limit = min(MAX_K, x.shape[-1])
-    check(1 <= k <= limit, f"k is {k}, expected 1..{limit} for rows of {x.shape[-1]} values")
+    check(
+        1 <= k <= limit, lambda: f"k is {k}, expected 1..{limit} for rows of {x.shape[-1]} values"
+    )
     if x.numel() == 0:
         shape = (*x.shape[:-1], k)
         indices = torch.empty(shape, dtype=torch.int64, device=x.device)

@@ -1,0 +1,196 @@
+"""`lite-llama bench latency`: time to first token and time a token, end to end.
+
+What is timed is what a caller waits for: scheduling, the step, sampling and the read of the token,
+in Python, for a batch of equal prompts, greedily, with end-of-sequence ignored. Engines take turns
+within one process and the median of the rounds is kept, because the machine's speed drifts.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lite_llama.bench import record
+from lite_llama.bench.harness import Machine, measure_machine
+from lite_llama.bench.peers import Transformers
+from lite_llama.checkpoint.default_model import find_default_model
+from lite_llama.checkpoint.reader import open_checkpoint
+from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memory, resolve
+from lite_llama.engine.engine import Engine
+from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.models.decoder import Decoder
+from lite_llama.models.families import find_family
+from lite_llama.models.loader import load_decoder, random_decoder, read_config
+from lite_llama.models.presets import find_preset
+
+ROUNDS = 5
+
+# prompts, tokens to generate -> seconds to first token, seconds a token, tokens
+Measure = Callable[[list[list[int]], int], tuple[float, float, list[list[int]]]]
+
+
+def main(
+    model: str | None = None,
+    *,
+    preset: str | None = None,
+    batch: list[int] | None = None,
+    prompt_len: int = 100,
+    gen_len: int = 64,
+    device: str = "auto",
+    dtype: str = "auto",
+    compare: bool = False,
+    log: Path = record.DEFAULT_FOLDER,
+) -> None:
+    """Measure, print a table, append to the log.
+
+    `preset` takes random weights of a well-known shape in place of a model's; `compare` runs
+    transformers beside, in fp32 on the CPU and in the engine's dtype on a GPU.
+    """
+    settings = EngineConfig(device=device, dtype=dtype, prefix_caching=False)  # type: ignore[arg-type]
+    engine = build_engine(settings, model, preset)
+    name = preset or (Path(model).name if model else find_default_model().stem)
+    machine = measure_machine(engine.plan.device)
+    run = record.describe_run(engine.plan.device)
+    engines: dict[str, Measure] = {"lite_llama": lambda p, n: measure_engine(engine, p, n)}
+    if compare:
+        engines["transformers"] = _peer(settings, model, preset).measure
+    for size in batch or [1]:
+        prompts = _prompts(size, prompt_len, engine.model.vocab_size)
+        results = _take_turns(engines, prompts, gen_len)
+        case = f"{name} b{size} p{prompt_len} g{gen_len}"
+        lines = [
+            _line(case, which, times, size, floor_s(engine, machine))
+            for which, times in results.items()
+        ]
+        for line in lines:
+            print(_row(line))
+        record.append(run, lines, log)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"peak memory of this process, all engines together: {peak_mib:.0f} MiB")
+
+
+def build_engine(settings: EngineConfig, model: str | None, preset: str | None) -> Engine:
+    """An engine on a checkpoint, or on random weights in a preset's shape."""
+    decoder: Decoder
+    if preset is not None:
+        metadata = find_preset(preset)
+        config = find_family("hf", metadata).read_hf_config(metadata)
+        plan = resolve(settings, config)
+        decoder = random_decoder(
+            config, plan.precision, device=plan.device, num_positions=plan.max_model_len
+        )
+    else:
+        checkpoint = open_checkpoint(find_default_model() if model is None else model)
+        config = read_config(checkpoint)
+        plan = resolve(settings, config)
+        decoder = load_decoder(
+            checkpoint,
+            config,
+            plan.precision,
+            device=plan.device,
+            num_positions=plan.max_model_len,
+        )
+    num_blocks = choose_num_blocks(settings, plan, config, free_memory(plan.device))
+    return Engine(decoder, plan, num_blocks, frozenset())
+
+
+def measure_engine(
+    engine: Engine, prompts: list[list[int]], gen_len: int
+) -> tuple[float, float, list[list[int]]]:
+    """(seconds until every prompt has its first token, seconds a step after that, tokens)."""
+    params = SamplingParams(temperature=0.0, max_tokens=gen_len, ignore_eos=True)
+    tokens: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
+    begin = time.perf_counter()
+    for request_id, prompt in zip(tokens, prompts, strict=True):
+        engine.add(request_id, prompt, params)
+    first = 0.0
+    while engine.has_requests:
+        for output in engine.step():
+            tokens[output.request_id].append(output.token_id)
+        if not first and all(tokens.values()):
+            first = time.perf_counter() - begin
+            num_left = gen_len - max(len(drawn) for drawn in tokens.values())
+    whole = time.perf_counter() - begin
+    return first, (whole - first) / num_left, list(tokens.values())
+
+
+def floor_s(engine: Engine, machine: Machine) -> float:
+    """Least seconds of a step: the bytes of all weights once, over the measured bandwidth."""
+    if not machine.bytes_per_s:
+        return 0.0
+    decoder = engine.runner.decoder
+    num_bytes = decoder.head.weight.nbytes
+    for block in decoder.blocks:
+        linears = (block.attention.qkv, block.attention.o, block.mlp.gate_up, block.mlp.down)
+        num_bytes += sum(linear.weight.nbytes for linear in linears)
+    return num_bytes / machine.bytes_per_s
+
+
+def _peer(settings: EngineConfig, model: str | None, preset: str | None) -> Transformers:
+    on_cpu = resolve_cpu(settings)
+    exact = EngineConfig(
+        device=settings.device, dtype="float32" if on_cpu else settings.dtype, num_blocks=1
+    )
+    engine = build_engine(exact, model, preset)
+    return Transformers(engine.runner.decoder, engine.plan.precision.activations)
+
+
+def resolve_cpu(settings: EngineConfig) -> bool:
+    """Whether these settings run on the CPU."""
+    return settings.device == "cpu" or not torch.cuda.is_available()
+
+
+def _prompts(num_prompts: int, length: int, vocab_size: int) -> list[list[int]]:
+    """Distinct random prompts, the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, min(vocab_size, 10000), (num_prompts, length), generator=generator)
+    listed: list[list[int]] = ids.tolist()
+    return listed
+
+
+def _take_turns(
+    engines: dict[str, Measure], prompts: list[list[int]], gen_len: int
+) -> dict[str, list[tuple[float, float]]]:
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
+    for measure in engines.values():
+        measure(prompts, min(gen_len, 8))  # warm up
+    for _ in range(ROUNDS):
+        for name, measure in engines.items():
+            first, each, _ = measure(prompts, gen_len)
+            times[name].append((first, each))
+    return times
+
+
+def _line(
+    case: str, engine: str, times: list[tuple[float, float]], batch: int, floor: float
+) -> dict[str, Any]:
+    steps = sorted(each for _, each in times)
+    median = statistics.median(steps)
+    return {
+        "bench": "latency",
+        "case": case,
+        "engine": engine,
+        "median_us": round(median * 1e6, 2),
+        "p20_us": round(steps[len(steps) // 5] * 1e6, 2),
+        "p80_us": round(steps[-1 - len(steps) // 5] * 1e6, 2),
+        "ttft_ms": round(statistics.median(first for first, _ in times) * 1e3, 3),
+        "tokens_per_s": round(batch / median, 2),
+        **(
+            {"floor_us": round(floor * 1e6, 2), "roof_fraction": round(floor / median, 4)}
+            if floor and engine == "lite_llama"
+            else {}
+        ),
+    }
+
+
+def _row(line: dict[str, Any]) -> str:
+    roof = f"  {line['roof_fraction']:6.1%} of roof" if "roof_fraction" in line else ""
+    return (
+        f"{line['case']:44} {line['engine']:14} {line['median_us'] / 1e3:9.3f} ms a token "
+        f"[{line['p20_us'] / 1e3:.3f}, {line['p80_us'] / 1e3:.3f}]  "
+        f"first token {line['ttft_ms']:8.2f} ms  {line['tokens_per_s']:9.1f} tokens/s{roof}"
+    )

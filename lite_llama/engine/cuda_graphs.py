@@ -1,0 +1,125 @@
+"""Decode steps recorded once per batch size and replayed: the host launches one graph a step.
+
+Inputs lie in buffers that the graphs read: token ids, positions, cache slots, lengths and the
+block table. So no graph depends on lengths or on which blocks a sequence owns. A batch is padded
+to the next recorded size with rows of length 0 whose slot is −1. Graphs are recorded when a size is
+first needed and share one memory pool.
+"""
+
+import torch
+from torch import Tensor
+
+from lite_llama.cache.kv_cache import KVCache
+from lite_llama.engine.config import EnginePlan
+from lite_llama.engine.request import Request
+from lite_llama.models import decode_chain
+from lite_llama.models.decoder import Decoder
+from lite_llama.models.inputs import ForwardBatch
+
+_NUM_FIELDS = 4  # token id, position, slot, length
+
+
+class DecodeGraphs:
+    """Recorded decode steps of one model."""
+
+    def __init__(self, decoder: Decoder, kv_cache: KVCache, plan: EnginePlan) -> None:
+        device, rows = plan.device, plan.max_num_seqs
+        self._decoder = decoder
+        self._kv_cache = kv_cache
+        self._plan = plan
+        self._sizes = [size for size in (1, 2, 4) if size < rows] + [*range(8, rows, 8), rows]
+        self._fields = torch.zeros((_NUM_FIELDS, rows), dtype=torch.int64, device=device)
+        width = -(-plan.max_model_len // plan.block_size)
+        self._table = torch.zeros((rows, width), dtype=torch.int32, device=device)
+        # A copy to the device reads its source later: two sources take turns, and a step is
+        # launched only after the one before the last has been read back.
+        self._staging = [
+            torch.zeros((_NUM_FIELDS, rows), dtype=torch.int64, pin_memory=True) for _ in range(2)
+        ]
+        self._turn = 0
+        self._table_owner: list[tuple[str, int]] = []
+        self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def launch(
+        self, requests: list[Request], positions: list[int], token_ids: list[int] | Tensor
+    ) -> Tensor:
+        """Compute one token of each request: logits float32 [n, vocab].
+
+        `token_ids` and `positions` of those tokens. Ids may still be on the device, int64 [n]:
+        drawn by a step that the host has not read. The result is overwritten by the next launch
+        of the same size.
+        """
+        count = len(requests)
+        size = next(size for size in self._sizes if size >= count)
+        if size not in self._recorded:
+            self._recorded[size] = self._record(size)
+        self._write_table(requests)
+        if isinstance(token_ids, Tensor):
+            self._write_fields(requests, positions, [0] * count, size)
+            self._fields[0, :count] = token_ids
+        else:
+            self._write_fields(requests, positions, token_ids, size)
+        graph, logits = self._recorded[size]
+        graph.replay()
+        return logits[:count]
+
+    def _write_fields(
+        self, requests: list[Request], positions: list[int], token_ids: list[int], size: int
+    ) -> None:
+        block_size = self._plan.block_size
+        padding = size - len(requests)
+        slots = [
+            request.blocks[position // block_size] * block_size + position % block_size
+            for request, position in zip(requests, positions, strict=True)
+        ]
+        staging = self._staging[self._turn]
+        self._turn = 1 - self._turn
+        rows = [
+            token_ids + [0] * padding,
+            positions + [0] * padding,
+            slots + [-1] * padding,
+            [position + 1 for position in positions] + [0] * padding,
+        ]
+        staging[:, :size] = torch.tensor(rows)
+        self._fields.copy_(staging, non_blocking=True)
+
+    def _write_table(self, requests: list[Request]) -> None:
+        owner = [(request.request_id, len(request.blocks)) for request in requests]
+        if owner == self._table_owner:
+            return
+        self._table_owner = owner
+        width = max(len(request.blocks) for request in requests)
+        rows = [request.blocks + [0] * (width - len(request.blocks)) for request in requests]
+        self._table[: len(rows), :width] = torch.tensor(rows, dtype=torch.int32)
+
+    def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        # Kernels compile, and their scratch buffers appear, before the recording.
+        self._fields[:, :size].zero_()
+        self._fields[2, :size] = -1
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._forward(size)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = self._forward(size)
+        return graph, logits
+
+    def _forward(self, size: int) -> Tensor:
+        token_ids, positions, slots, lengths = (field[:size] for field in self._fields)
+        inputs = ForwardBatch(
+            token_ids=token_ids,
+            positions=positions,
+            slot_mapping=slots,
+            block_table=self._table[:size],
+            seq_lens=lengths,
+            cu_seqlens_q=lengths[:1],
+            logits_rows=None,
+            num_decode_seqs=size,
+            max_q_len=0,
+        )
+        if decode_chain.fits(self._decoder, size):
+            return decode_chain.forward(self._decoder, inputs, self._kv_cache)
+        return self._decoder.forward(inputs, self._kv_cache)

@@ -1,0 +1,28 @@
+"""RMS norm, gate and up projections and their gated activation, for one token."""
+
+from torch import Tensor
+
+from lite_llama.kernel_lib.checks import check, check_row_of, check_same, check_shape
+from lite_llama.ops.norm_gate_up import reference
+
+
+def norm_gate_up(
+    x: Tensor, norm: Tensor, weight: Tensor, eps: float, *, overlap: bool = False
+) -> Tensor:
+    """swiglu(rms_norm(x, norm, eps) Wᵀ): x [1, hidden], weight [2 · inter, hidden], gate first.
+
+    Returns [1, inter] in x's dtype; gate and up are rounded to it before the activation, as
+    separate products would be. `overlap` as in `linear_add`.
+    """
+    check_row_of("x", x, "weight", weight)
+    check_shape("norm", norm, (x.shape[1],))
+    check_same("norm", norm, "x", x)
+    check(
+        weight.shape[0] % 2 == 0,
+        lambda: f"weight has {weight.shape[0]} rows, expected an even number: gate, then up",
+    )
+    if x.is_cuda:
+        from lite_llama.ops.norm_gate_up import kernel
+
+        return kernel.norm_gate_up(x, norm, weight, eps, overlap=overlap)
+    return reference.norm_gate_up(x, norm, weight, eps)

@@ -1,0 +1,67 @@
+"""RMS norm, query, key and value projections, rope and the cache write, for one token."""
+
+from torch import Tensor
+
+from lite_llama.kernel_lib.checks import (
+    check,
+    check_integer,
+    check_rank,
+    check_row_of,
+    check_same,
+    check_shape,
+)
+from lite_llama.ops.norm_qkv import reference
+
+
+def norm_qkv(
+    x: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    cos_sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    overlap: bool = False,
+) -> Tensor:
+    """Queries [1, num_q_heads, head_dim] of one token; its keys and values go to their slot.
+
+    x [1, hidden], norm [hidden], weight [(q + 2 kv) · head_dim, hidden] with query, key and value
+    rows in that order, bias of as many elements or None. cos_sin float32
+    [max_positions, head_dim], positions int64 [1]; caches
+    [num_blocks, block_size, num_kv_heads, head_dim], slot_mapping int64 [1] (−1: not written).
+    Norm, product and rope round as the separate operators do. `overlap` as in `linear_add`.
+    """
+    check_row_of("x", x, "weight", weight)
+    check_shape("norm", norm, (x.shape[1],))
+    check_same("norm", norm, "x", x)
+    check_rank("k_cache", k_cache, 4)
+    check_shape("v_cache", v_cache, tuple(k_cache.shape))
+    num_kv_heads, head_dim = k_cache.shape[2:]
+    check(
+        weight.shape[0] % head_dim == 0 and weight.shape[0] > 2 * num_kv_heads * head_dim,
+        lambda: (
+            f"weight has {weight.shape[0]} rows, expected (q + 2 · {num_kv_heads}) · {head_dim}"
+        ),
+    )
+    if bias is not None:
+        check_shape("bias", bias, (weight.shape[0],))
+        check_same("bias", bias, "x", x)
+    check_shape("cos_sin", cos_sin, (cos_sin.shape[0], head_dim))
+    for name, value in (("positions", positions), ("slot_mapping", slot_mapping)):
+        check_integer(name, value)
+        check_shape(name, value, (1,))
+    if x.is_cuda:
+        from lite_llama.ops.norm_qkv import kernel
+
+        return kernel.norm_qkv(
+            x, norm, weight, bias, eps, cos_sin=cos_sin, positions=positions, k_cache=k_cache,
+            v_cache=v_cache, slot_mapping=slot_mapping, overlap=overlap,
+        )  # fmt: skip
+    return reference.norm_qkv(
+        x, norm, weight, bias, eps, cos_sin=cos_sin, positions=positions, k_cache=k_cache,
+        v_cache=v_cache, slot_mapping=slot_mapping,
+    )  # fmt: skip

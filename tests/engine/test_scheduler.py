@@ -1,0 +1,245 @@
+"""The scheduler: who runs, with how many tokens, in which blocks."""
+
+from typing import Any
+
+import pytest
+
+from lite_llama.cache.block_pool import BlockPool
+from lite_llama.engine.request import Request
+from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.engine.scheduler import Scheduled, Scheduler
+from lite_llama.errors import RequestError
+
+SIZE = 4
+
+
+def scheduler(
+    num_blocks: int = 100, max_num_seqs: int = 8, budget: int = 32, *, caching: bool = True
+) -> Scheduler:
+    return Scheduler(BlockPool(num_blocks, SIZE, caching), max_num_seqs, budget)
+
+
+def request(name: str, prompt: list[int] | int, max_tokens: int = 100, **params: Any) -> Request:
+    """A prompt given by its length has tokens of its own."""
+    tokens = (
+        [100 * sum(name.encode()) + i for i in range(prompt)] if isinstance(prompt, int) else prompt
+    )
+    return Request(
+        request_id=name,
+        prompt_token_ids=tokens,
+        params=SamplingParams(max_tokens=max_tokens, **params),
+        seed=0,
+        stop_token_ids=frozenset({7}),
+        max_total_tokens=len(tokens) + max_tokens,
+        cache_salt="",
+    )
+
+
+def shares(planned: list[Scheduled]) -> list[tuple[str, int]]:
+    return [(scheduled.request.request_id, scheduled.num_new_tokens) for scheduled in planned]
+
+
+def step(target: Scheduler, token: int = 1) -> list[tuple[str, int]]:
+    """Plan and commit one step in which every draw gives `token`."""
+    planned = target.plan()
+    drawing = [scheduled.request.request_id for scheduled in planned if scheduled.draws_token]
+    target.commit(planned, dict.fromkeys(drawing, token))
+    target.pool.check()
+    return shares(planned)
+
+
+def test_prompts_run_in_order_of_arrival_and_then_decode() -> None:
+    target = scheduler()
+    first, second = request("a", 5), request("b", 6)
+    target.add(first)
+    target.add(second)
+    assert step(target) == [("a", 5), ("b", 6)]
+    assert step(target, 2) == [("a", 1), ("b", 1)]
+    assert first.output_token_ids == [1, 2]
+    assert second.num_computed_tokens == 7
+
+
+def test_a_long_prompt_is_computed_in_chunks() -> None:
+    target = scheduler(budget=8)
+    long = request("a", 19)
+    target.add(long)
+    assert [step(target) for _ in range(4)] == [[("a", 8)], [("a", 8)], [("a", 3)], [("a", 1)]]
+    assert long.output_token_ids == [1, 1]
+
+
+def test_running_requests_go_before_waiting_ones() -> None:
+    target = scheduler(budget=8)
+    target.add(request("a", 3))
+    step(target)
+    target.add(request("b", 20))
+    assert step(target) == [("a", 1), ("b", 7)]
+    target.add(request("c", 3))
+    assert step(target) == [("a", 1), ("b", 7)]
+    assert step(target) == [("a", 1), ("b", 6), ("c", 1)]
+
+
+def test_no_more_sequences_run_than_allowed() -> None:
+    target = scheduler(max_num_seqs=2)
+    for name in "abc":
+        target.add(request(name, 2, max_tokens=2))
+    assert step(target) == [("a", 2), ("b", 2)]
+    assert step(target) == [("a", 1), ("b", 1)]
+    assert step(target) == [("c", 2)]
+
+
+def test_the_newest_is_preempted_and_keeps_its_tokens() -> None:
+    target = scheduler(num_blocks=4, caching=False)
+    old, new = request("old", 7, max_tokens=8), request("new", 7, max_tokens=8)
+    target.add(old)
+    target.add(new)
+    step(target)  # two blocks each, and both write their eighth token next
+    assert step(target) == [("old", 1), ("new", 1)]
+    assert step(target) == [("old", 1)]
+    assert target.num_preemptions == new.num_preemptions == 1
+    assert old.num_preemptions == 0
+    assert list(target.waiting) == [new]
+    assert new.output_token_ids == [1, 1]
+    assert (new.blocks, new.num_computed_tokens) == ([], 0)
+    while old.finish_reason is None:
+        step(target)
+    assert step(target) == [("new", 9)]
+    assert new.output_token_ids == [1, 1, 1]
+    while target.has_requests:
+        step(target)
+    assert len(new.output_token_ids) == 8
+    assert target.pool.num_used == 0
+
+
+def test_a_preempted_request_waits_before_later_ones() -> None:
+    target = scheduler(num_blocks=4, caching=False, max_num_seqs=2)
+    for name in ("old", "new", "later"):
+        target.add(request(name, 7, max_tokens=4))
+    while not target.num_preemptions:
+        step(target)
+    assert [waiting.request_id for waiting in target.waiting] == ["new", "later"]
+
+
+def test_a_preempted_request_finds_its_own_prefix_again() -> None:
+    target = scheduler(num_blocks=5)
+    old, new = request("old", 7, max_tokens=5), request("new", 8, max_tokens=8)
+    target.add(old)
+    target.add(new)
+    while not target.num_preemptions:
+        step(target)
+    while old.finish_reason is None:
+        step(target)
+    known = new.num_tokens
+    assert step(target) == [("new", known - 8)]
+    assert new.num_cached_tokens == 0  # at first admission there was nothing
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    target = scheduler()
+    prefix = list(range(100, 112))
+    first, second = request("a", [*prefix, 1, 2]), request("b", [*prefix, 3, 4, 5])
+    target.add(first)
+    step(target)
+    target.add(second)
+    assert step(target) == [("a", 1), ("b", 3)]
+    assert second.num_cached_tokens == 12
+    assert second.blocks[:3] == first.blocks[:3]
+    assert set(first.blocks[3:]).isdisjoint(second.blocks[3:])
+    stats = target.pool.stats
+    assert (stats.num_queried_tokens, stats.num_hit_tokens) == (14 + 15, 12)
+
+
+def test_the_last_prompt_token_is_always_computed() -> None:
+    target = scheduler()
+    prompt = list(range(100, 108))
+    target.add(request("a", prompt))
+    step(target)
+    again = request("b", prompt)
+    target.add(again)
+    assert step(target) == [("a", 1), ("b", 4)]
+    assert again.num_cached_tokens == 4
+
+
+def test_a_request_for_prompt_logprobs_computes_its_whole_prompt() -> None:
+    target = scheduler()
+    prompt = list(range(100, 112))
+    target.add(request("a", prompt))
+    step(target)
+    target.add(request("b", prompt, prompt_logprobs=1))
+    assert step(target) == [("a", 1), ("b", 12)]
+
+
+def test_a_stop_token_ends_a_request_and_frees_it() -> None:
+    target = scheduler()
+    stopped = request("a", 5)
+    target.add(stopped)
+    step(target, 1)
+    step(target, 7)
+    assert (stopped.finish_reason, stopped.stop_token_id) == ("stop", 7)
+    assert stopped.output_token_ids == [1, 7]
+    assert not target.has_requests
+    assert target.pool.num_used == 0
+
+
+def test_a_stop_token_is_no_end_before_min_tokens() -> None:
+    target = scheduler()
+    patient = request("a", 5, min_tokens=2)
+    target.add(patient)
+    for _ in range(2):
+        step(target, 7)
+        assert patient.finish_reason is None
+    step(target, 7)
+    assert patient.finish_reason == "stop"
+
+
+def test_length_ends_a_request() -> None:
+    target = scheduler()
+    short = request("a", 5, max_tokens=3)
+    target.add(short)
+    for _ in range(3):
+        assert short.finish_reason is None
+        step(target)
+    assert (short.finish_reason, short.output_token_ids) == ("length", [1, 1, 1])
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_an_abort_frees_blocks_whether_waiting_prefilling_or_decoding(steps: int) -> None:
+    target = scheduler(budget=8)
+    aborted = request("a", 10)
+    target.add(aborted)
+    for _ in range(steps):
+        step(target)
+    assert (target.pool.num_used > 0) == (steps > 0)
+    target.abort(aborted)
+    assert aborted.finish_reason == "abort"
+    assert not target.has_requests
+    assert target.pool.num_used == 0
+    target.abort(aborted)  # again: nothing happens
+    target.pool.check()
+
+
+def test_an_abort_between_plan_and_commit_draws_no_token() -> None:
+    target = scheduler()
+    gone, stays = request("a", 5), request("b", 5)
+    target.add(gone)
+    target.add(stays)
+    planned = target.plan()
+    target.abort(gone)
+    target.commit(planned, {"a": 1, "b": 1})
+    assert gone.output_token_ids == []
+    assert stays.output_token_ids == [1]
+    target.pool.check()
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    target = scheduler(num_blocks=4)
+    target.add(request("fits", 8, max_tokens=8))
+    with pytest.raises(RequestError, match="up to 17 tokens, limit 16") as caught:
+        target.add(request("too long", 8, max_tokens=9))
+    assert caught.value.param == "max_tokens"
+    assert step(target) == [("fits", 8)]
+
+
+def test_an_idle_scheduler_plans_nothing() -> None:
+    target = scheduler()
+    assert target.plan() == []
+    assert not target.has_requests

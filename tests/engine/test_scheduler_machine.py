@@ -1,0 +1,229 @@
+"""Whatever happens in whatever order, no block is lost and every admitted request ends."""
+
+import random
+from collections import Counter
+from itertools import pairwise
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lite_llama.cache.block_pool import BlockPool
+from lite_llama.engine.request import Request
+from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.engine.scheduler import Scheduled, Scheduler
+from lite_llama.errors import RequestError
+
+SIZE = 4
+STOP = 0
+SHORT = SamplingParams()
+
+
+def new_request(name: str, prompt: list[int], max_tokens: int, salt: str = "") -> Request:
+    return Request(
+        request_id=name,
+        prompt_token_ids=prompt,
+        params=SHORT,
+        seed=0,
+        stop_token_ids=frozenset({STOP}),
+        max_total_tokens=len(prompt) + max_tokens,
+        cache_salt=salt,
+    )
+
+
+def check_books(scheduler: Scheduler) -> None:
+    """Everything that must hold between any two calls."""
+    pool = scheduler.pool
+    pool.check()
+    assert pool.num_free + pool.num_cached + pool.num_used == pool.num_blocks
+    running, waiting = scheduler.running, list(scheduler.waiting)
+    assert len(running) <= scheduler.max_num_seqs
+    assert not {id(r) for r in running} & {id(r) for r in waiting}
+    assert all(r.finish_reason is None for r in [*running, *waiting])
+    assert all(not r.blocks and not r.num_computed_tokens for r in waiting)
+    owners: Counter[int] = Counter()
+    for r in running:
+        assert len(set(r.blocks)) == len(r.blocks)
+        assert len(r.blocks) >= -(-r.num_computed_tokens // SIZE)
+        owners.update(r.blocks)
+    assert pool.num_used == len(owners)
+    for block, count in owners.items():
+        assert pool._blocks[block].num_owners == count
+        if count > 1:
+            check_is_shared_prefix(block, [r for r in running if block in r.blocks])
+
+
+def check_is_shared_prefix(block: int, owners: list[Request]) -> None:
+    """A block of several requests is full, and they agree on all tokens up to its end."""
+    for first, second in pairwise(owners):
+        index = first.blocks.index(block)
+        end = (index + 1) * SIZE
+        assert second.blocks[: index + 1] == first.blocks[: index + 1]
+        assert min(first.num_computed_tokens, second.num_computed_tokens) >= end
+        assert first.tokens(0, end) == second.tokens(0, end)
+        assert first.cache_salt == second.cache_salt
+
+
+def check_plan(scheduler: Scheduler, planned: list[Scheduled]) -> None:
+    assert (
+        sum(scheduled.num_new_tokens for scheduled in planned) <= scheduler.max_num_batched_tokens
+    )
+    requests = [scheduled.request for scheduled in planned]
+    assert len({id(r) for r in requests}) == len(requests)
+    for scheduled in planned:
+        r = scheduled.request
+        assert r in scheduler.running
+        assert 1 <= scheduled.num_new_tokens <= r.num_pending_tokens
+        assert len(r.blocks) * SIZE >= r.num_computed_tokens + scheduled.num_new_tokens
+
+
+def run_step(scheduler: Scheduler, draw: "random.Random") -> int:
+    """Plan and commit one step; the number of requests in it."""
+    planned = scheduler.plan()
+    check_plan(scheduler, planned)
+    tokens = {
+        scheduled.request.request_id: draw.randrange(0, 12)
+        for scheduled in planned
+        if scheduled.draws_token
+    }
+    before = {id(s.request): s.request.num_tokens for s in planned}
+    scheduler.commit(planned, tokens)
+    for scheduled in planned:
+        r = scheduled.request
+        assert r.num_tokens == before[id(r)] + (r.request_id in tokens)
+    return len(planned)
+
+
+def drain(scheduler: Scheduler, draw: "random.Random") -> None:
+    """Run until all have ended; a scheduler that stops making progress fails here."""
+    idle = 0
+    while scheduler.has_requests:
+        idle = 0 if run_step(scheduler, draw) else idle + 1
+        assert idle < 2, "nothing runs although requests wait"
+        check_books(scheduler)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize(
+        num_blocks=st.integers(1, 12),
+        max_num_seqs=st.integers(1, 5),
+        spare_budget=st.integers(0, 12),
+        caching=st.booleans(),
+        seed=st.integers(0, 2**32),
+    )
+    def start(
+        self, *, num_blocks: int, max_num_seqs: int, spare_budget: int, caching: bool, seed: int
+    ) -> None:
+        pool = BlockPool(num_blocks, SIZE, caching)
+        self.scheduler = Scheduler(pool, max_num_seqs, max_num_seqs + spare_budget)
+        self.draw = random.Random(seed)
+        self.admitted: list[Request] = []
+        self.number = 0
+
+    @rule(
+        prefix=st.integers(0, 12),
+        rest=st.lists(st.integers(1, 2), min_size=1, max_size=12),
+        max_tokens=st.integers(1, 20),
+        salt=st.sampled_from(["", "other"]),
+    )
+    def add(self, prefix: int, rest: list[int], max_tokens: int, salt: str) -> None:
+        self.number += 1
+        request = new_request(str(self.number), [5] * prefix + rest, max_tokens, salt)
+        fits = -(-request.max_total_tokens // SIZE) <= self.scheduler.pool.num_blocks
+        try:
+            self.scheduler.add(request)
+        except RequestError:
+            assert not fits
+        else:
+            assert fits
+            self.admitted.append(request)
+
+    @precondition(lambda self: self.scheduler.has_requests)
+    @rule(count=st.integers(1, 6))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            run_step(self.scheduler, self.draw)
+            check_books(self.scheduler)
+
+    @precondition(lambda self: self.admitted)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.admitted))
+        was_over = request.finish_reason
+        self.scheduler.abort(request)
+        assert request.finish_reason == (was_over or "abort")
+        assert request.blocks == []
+
+    @precondition(lambda self: self.scheduler.running)
+    @rule()
+    def abort_inside_a_step(self) -> None:
+        planned = self.scheduler.plan()
+        if planned:
+            self.scheduler.abort(planned[0].request)
+        drawing = {s.request.request_id: 3 for s in planned if s.draws_token}
+        self.scheduler.commit(planned, drawing)
+
+    @rule()
+    def evict(self) -> None:
+        pool = self.scheduler.pool
+        pool.release(pool.allocate(pool.num_available))
+        assert pool.num_cached == 0
+
+    @invariant()
+    def books_balance(self) -> None:
+        check_books(self.scheduler)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        drain(self.scheduler, self.draw)
+        assert self.scheduler.pool.num_used == 0
+        for request in self.admitted:
+            assert request.finish_reason in ("stop", "length", "abort")
+            if request.finish_reason == "length":
+                assert request.num_tokens == request.max_total_tokens
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=200,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_ten_thousand_sequences_leave_no_block_behind() -> None:
+    draw = random.Random(20240607)
+    num_sequences = num_preemptions = num_hits = num_aborted = 0
+    while num_sequences < 10_000:
+        pool = BlockPool(draw.randint(8, 40), SIZE, draw.random() < 0.8)
+        max_num_seqs = draw.randint(1, 12)
+        scheduler = Scheduler(pool, max_num_seqs, max_num_seqs + draw.randint(0, 40))
+        requests: list[Request] = []
+        for _ in range(250):
+            prompt = [5] * draw.randint(0, 10) + [draw.randint(1, 3)] * draw.randint(1, 10)
+            request = new_request(str(len(requests)), prompt, draw.randint(1, 11))
+            scheduler.add(request)
+            requests.append(request)
+            for _ in range(draw.randint(0, 2)):
+                run_step(scheduler, draw)
+            if draw.random() < 0.1:
+                scheduler.abort(draw.choice(requests))
+            if draw.random() < 0.1:
+                check_books(scheduler)
+        while scheduler.has_requests:
+            run_step(scheduler, draw)
+        check_books(scheduler)
+        assert pool.num_used == 0
+        assert pool.num_free + pool.num_cached == pool.num_blocks
+        assert all(request.finish_reason for request in requests)
+        num_sequences += len(requests)
+        num_preemptions += scheduler.num_preemptions
+        num_hits += pool.stats.num_hit_tokens
+        num_aborted += sum(request.finish_reason == "abort" for request in requests)
+    # The driver went where it was meant to go.
+    assert num_preemptions > 500
+    assert num_hits > 5_000
+    assert num_aborted > 100

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from lite_llama.errors import OperatorError
+from lite_llama.ops import linear_add
+from lite_llama.ops.linear_add import kernel
+from tests.ops.compare import DTYPES, assert_close_to_reference, poison_new_outputs, random
+from tests.ops.tolerances import GEMM
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "columns", "biased"), [(64, 64, False), (37, 576, True), (16, 2880, False)]
+)
+def test_residual_and_product_add_up(
+    device: torch.device,
+    dtype: torch.dtype,
+    rows: int,
+    columns: int,
+    biased: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = random(1, columns, dtype=dtype, device=device)
+    weight = random(rows, columns, dtype=dtype, device=device, scale=columns**-0.5)
+    residual = random(1, rows, dtype=dtype, device=device)
+    bias = random(rows, dtype=dtype, device=device) if biased else None
+    want = residual.double() + x.double() @ weight.double().T
+    if bias is not None:
+        want += bias.double()
+    poison_new_outputs(monkeypatch)
+    got = kernel.linear_add(x, weight, residual, bias, overlap=False)
+    assert_close_to_reference(
+        got,
+        want,
+        GEMM,
+        linear_add(x.cpu(), weight.cpu(), residual.cpu(), None if bias is None else bias.cpu()).to(
+            device
+        ),
+    )
+
+
+def test_calls_against_the_contract_name_the_argument(device: torch.device) -> None:
+    x, weight = torch.zeros(1, 8, device=device), torch.zeros(4, 8, device=device)
+    with pytest.raises(OperatorError, match=r"residual has shape \(1, 3\)"):
+        linear_add(x, weight, torch.zeros(1, 3, device=device))
+    with pytest.raises(OperatorError, match=r"weight has dtype torch.float16"):
+        linear_add(x, weight.half(), torch.zeros(1, 4, device=device))
+    with pytest.raises(OperatorError, match="expected contiguous"):
+        linear_add(x, torch.zeros(8, 4, device=device).T, torch.zeros(1, 4, device=device))

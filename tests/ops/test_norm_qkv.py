@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import Tensor
+
+from lite_llama.errors import OperatorError
+from lite_llama.ops import norm_qkv
+from lite_llama.ops.norm_qkv import kernel, reference
+from tests.ops.compare import DTYPES, assert_close_to_reference, poison, random, same_bits
+from tests.ops.tolerances import FUSED
+
+BLOCKS, BLOCK_SIZE = 3, 4
+
+
+def _arguments(
+    device: torch.device, dtype: torch.dtype, heads: tuple[int, int], head_dim: int, hidden: int
+) -> dict[str, Tensor]:
+    rows = (heads[0] + 2 * heads[1]) * head_dim
+    angles = torch.randn(16, head_dim // 2)
+    return {
+        "x": random(1, hidden, dtype=dtype, device=device),
+        "norm": random(hidden, dtype=dtype, device=device),
+        "weight": random(rows, hidden, dtype=dtype, device=device, scale=hidden**-0.5),
+        "bias": random(rows, dtype=dtype, device=device),
+        "cos_sin": torch.cat((angles.cos(), angles.sin()), -1).to(device),
+        "positions": torch.tensor([11], device=device),
+        "k_cache": random(BLOCKS, BLOCK_SIZE, heads[1], head_dim, dtype=dtype, device=device),
+        "v_cache": random(BLOCKS, BLOCK_SIZE, heads[1], head_dim, dtype=dtype, device=device),
+        "slot_mapping": torch.tensor([6], device=device),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "hidden", "biased"),
+    [((4, 2), 8, 64, True), ((9, 3), 16, 144, False), ((2, 1), 80, 96, True)],
+)
+def test_queries_keys_and_values_equal_the_reference(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int],
+    head_dim: int,
+    hidden: int,
+    biased: bool,  # noqa: FBT001
+) -> None:
+    given = _arguments(device, dtype, heads, head_dim, hidden)
+    bias = given.pop("bias") if biased else None
+    given.pop("bias", None)
+    x, norm, weight = (given.pop(name) for name in ("x", "norm", "weight"))
+    wide = {n: v.double() if v.dtype.is_floating_point else v.clone() for n, v in given.items()}
+    want = reference.norm_qkv(
+        x.double(), norm.double(), weight.double(), None if bias is None else bias.double(),
+        1e-5, **wide,
+    )  # fmt: skip
+    before = given["k_cache"].clone(), given["v_cache"].clone()
+    got = kernel.norm_qkv(x, norm, weight, bias, 1e-5, **given, overlap=False)
+    assert_close_to_reference(got, want, FUSED)
+    for name, old in zip(("k_cache", "v_cache"), before, strict=True):
+        new, wanted = given[name].flatten(0, 1), wide[name].flatten(0, 1)
+        assert_close_to_reference(new[6], wanted[6], FUSED)
+        kept = [slot for slot in range(BLOCKS * BLOCK_SIZE) if slot != 6]
+        assert same_bits(new[kept], old.flatten(0, 1)[kept])
+
+
+def test_a_padding_slot_leaves_the_caches_untouched(device: torch.device) -> None:
+    given = _arguments(device, torch.float32, (4, 2), 8, 64)
+    given["slot_mapping"].fill_(-1)
+    poison(given["k_cache"])
+    before = given["k_cache"].clone(), given["v_cache"].clone()
+    x, norm, weight, bias = (given.pop(name) for name in ("x", "norm", "weight", "bias"))
+    kernel.norm_qkv(x, norm, weight, bias, 1e-5, **given, overlap=False)
+    assert same_bits(given["k_cache"], before[0])
+    assert same_bits(given["v_cache"], before[1])
+
+
+def test_calls_against_the_contract_name_the_argument(device: torch.device) -> None:
+    given = _arguments(device, torch.float32, (4, 2), 8, 64)
+    x, norm, weight, bias = (given.pop(name) for name in ("x", "norm", "weight", "bias"))
+    with pytest.raises(OperatorError, match=r"x has shape \(2, 64\)"):
+        norm_qkv(x.expand(2, -1), norm, weight, bias, 1e-5, **given)
+    with pytest.raises(OperatorError, match=r"weight has 24 rows"):
+        norm_qkv(x, norm, weight[:24].contiguous(), None, 1e-5, **given)
+    with pytest.raises(OperatorError, match=r"bias has shape"):
+        norm_qkv(x, norm, weight, bias[:3], 1e-5, **given)
