@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from lite_llama.server import chat, completions
+from lite_llama.server import chat, completions, messages, responses
 from lite_llama.server.config import Keys, ServeConfig
 from lite_llama.server.http import (
     ClientGone,
@@ -72,6 +72,8 @@ class App:
             "/v1/models": Route("GET", _models),
             "/v1/completions": Route("POST", _completions),
             "/v1/chat/completions": Route("POST", _chat_completions),
+            "/v1/messages": Route("POST", _messages),
+            "/v1/responses": Route("POST", _responses),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -197,6 +199,25 @@ async def _completions(service: Service, request: Request, caller: Caller) -> Re
     if body.stream:
         return EventStream(completions.stream(writer, caller), _ignored(unknown))
     content = await until_disconnect(request.receive, completions.complete(writer, caller))
+    return JsonResponse(content, headers=_ignored(unknown))
+
+
+async def _responses(service: Service, request: Request, caller: Caller) -> Response:
+    body, unknown = read(await read_json(request), responses.ResponsesRequest)
+    writer = responses.ResponsesWriter(service, body, service.check_model(body.model))
+    if body.stream:
+        return EventStream(responses.stream(writer, caller), _ignored(unknown))
+    content = await until_disconnect(request.receive, responses.complete(writer, caller))
+    return JsonResponse(content, headers=_ignored(unknown))
+
+
+async def _messages(service: Service, request: Request, caller: Caller) -> Response:
+    body, unknown = read(await read_json(request), messages.MessagesRequest)
+    writer = messages.MessagesWriter(service, body, service.check_model(body.model))
+    if body.stream:
+        events = messages.stream(writer, caller)
+        return EventStream(events, _ignored(unknown), messages.error_event)
+    content = await until_disconnect(request.receive, messages.complete(writer, caller))
     return JsonResponse(content, headers=_ignored(unknown))
 
 

@@ -42,14 +42,15 @@ class Problem(Exception):
         return _TYPES.get(self.status, "invalid_request_error")
 
     def envelope(self) -> dict[str, Any]:
-        """The JSON body of the answer."""
+        """The JSON body of the answer; `type` beside `error` is what Anthropic's clients read."""
         return {
+            "type": "error",
             "error": {
                 "message": self.message,
                 "type": self.kind,
                 "param": self.param,
                 "code": self.code,
-            }
+            },
         }
 
 
