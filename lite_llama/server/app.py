@@ -261,6 +261,7 @@ async def _models(service: Service, request: Request, caller: Caller) -> Respons
             "created": service.created,
             "owned_by": "lite_llama",
             "max_model_len": service.llm.plan.max_model_len,
+            "sampling_defaults": service.described_defaults,
         }
         for name in service.names
     ]

@@ -144,6 +144,7 @@ async def _serve(
     watch = asyncio.create_task(ending.watch())
     host, port = listener.getsockname()[:2]
     scheme = "https" if config.ssl_certfile else "http"
+    phases.report(f"{'sampling defaults':<24} {service.described_defaults}")
     phases.total("ready")
     phases.report(f"{service.names[0]} on {scheme}://{f'[{host}]' if ':' in host else host}:{port}")
     await server.serve(sockets=[listener])

@@ -64,6 +64,12 @@ class Service:
         """The source of the model's chat template; "" if it has none."""
         return self.llm.chat_template_source or ""
 
+    @property
+    def described_defaults(self) -> dict[str, float]:
+        """The sampling settings of a request that gives none."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return {name: getattr(self.defaults, name) for name in names}
+
     def now(self) -> int:
         """The time stamp of an answer."""
         return int(time.time())
