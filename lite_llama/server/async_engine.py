@@ -158,6 +158,7 @@ class AsyncEngine:
         self._arrival = threading.Condition()
         self._stopping = False
         self._live: dict[str, _Sequence] = {}
+        self._unstarted: dict[str, float] = {}  # arrival of those that have not run yet
         self._num_failed_steps = 0
         self._heartbeat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -312,6 +313,7 @@ class AsyncEngine:
                     grammar=None if job.make_grammar is None else job.make_grammar(),
                 )
                 self._live[completion.request_id] = _Sequence(generation, completion)
+                self._unstarted[completion.request_id] = job.arrived
         except RequestError as error:
             self._end(generation, refused(error))
         except Exception as error:  # noqa: BLE001 - only this request is concerned
@@ -320,6 +322,7 @@ class AsyncEngine:
 
     def _drop(self, generation: Generation) -> None:
         for completion in generation.completions:
+            self._unstarted.pop(completion.request_id, None)
             if self._live.pop(completion.request_id, None) is not None:
                 completion.finish_reason = "abort"
                 self._metrics.finished("abort")
@@ -344,12 +347,14 @@ class AsyncEngine:
             )
 
     def _step(self) -> None:
+        begun = time.monotonic()
         try:
             outputs = self._engine.step()
         except Exception as error:  # noqa: BLE001 - contained: the batch fails, the engine goes on
             self._fail_batch(error)
             return
         self._num_failed_steps = 0
+        self._observe_queue(begun)
         delivered = [pair for output in outputs if (pair := self._take(output)) is not None]
         if delivered:
             self._post(lambda: _deliver(delivered))
@@ -375,6 +380,15 @@ class AsyncEngine:
             self._engine.abort(output.request_id)
             self._metrics.finished(completion.finish_reason)
         return generation, completion.chunks.popleft()
+
+    def _observe_queue(self, step_begun: float) -> None:
+        """Book how long those waited whose first step this was."""
+        if not self._unstarted:
+            return
+        waiting = {request.request_id for request in self._engine.scheduler.waiting}
+        for request_id in self._unstarted.keys() - waiting:
+            arrived = self._unstarted.pop(request_id)
+            self._metrics.queue_time.observe(max(0.0, step_begun - arrived))
 
     def _observe(self, sequence: _Sequence) -> None:
         now = time.monotonic()

@@ -53,6 +53,8 @@ class GrammarSpec:
 
 def json_schema_spec(schema: Any, param: str) -> GrammarSpec:
     """The spec of a JSON schema; RequestError if it passes a bound or is not a schema."""
+    if not isinstance(schema, dict):
+        raise RequestError("the schema is not a JSON object", param=param)
     source = json.dumps(schema, ensure_ascii=False)
     if len(source.encode()) > MAX_SCHEMA_BYTES:
         raise RequestError(
@@ -119,14 +121,16 @@ def _check_keywords(node: dict[str, Any], param: str) -> None:
 class Matcher:
     """One answer under a grammar (the engine's `Grammar`)."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
+        self._num_bytes = -(-vocab_size // 8)
 
     def mask(self) -> bytes:
         """The tokens allowed next: token i is bit i % 8 of byte i // 8."""
         bits: bytes = self._matcher.compute_bitmask()
         self._check()
-        return bits
+        # A model's vocabulary is often padded beyond its tokenizer's; padding is never allowed.
+        return bits[: self._num_bytes].ljust(self._num_bytes, b"\0")
 
     def accept(self, token_id: int) -> None:
         """Go on behind `token_id`; RuntimeError if the grammar cannot."""
@@ -168,7 +172,7 @@ class GrammarCompiler:
         else:
             self._cache.move_to_end(spec)
         found = kept
-        return lambda: Matcher(found.deep_copy())
+        return lambda: Matcher(found.deep_copy(), self._vocab_size)
 
     async def _compile_in_time(self, spec: GrammarSpec) -> LLMatcher:
         param = "regex" if spec.kind == "regex" else "response_format"
@@ -203,7 +207,6 @@ class GrammarCompiler:
         if self._ll_tokenizer is None:
             self._ll_tokenizer = LLTokenizer(
                 TokenizerWrapper(_Vocabulary(self._tokenizer, self._eos_ids[0])),
-                n_vocab=self._vocab_size,
                 eos_token=self._eos_ids,
             )
         return self._ll_tokenizer

@@ -17,9 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from tests.server.servers import LocalServer
 
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --remote-debugging-port=0 --window-size=900,700"
-).split(" ")
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -80,7 +78,7 @@ class Page:
 async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
     assert CHROMIUM is not None
     process = subprocess.Popen(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
+        [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "--window-size=900,700", "about:blank"],
         stderr=subprocess.DEVNULL,
     )
     try:
