@@ -15,8 +15,8 @@ import typer
 from lite_llama.errors import ConfigError, LiteLlamaError
 
 if TYPE_CHECKING:
-    from lite_llama.engine.sampling_params import SamplingParams
     from lite_llama.completion import TextChunk
+    from lite_llama.engine.sampling_params import SamplingParams
     from lite_llama.llm import LLM
 
 app = typer.Typer(
@@ -275,6 +275,9 @@ def serve(
     device: Annotated[
         str, typer.Option(help="auto, cpu or cuda.", envvar=_ENV + "DEVICE")
     ] = "auto",
+    seed: Annotated[
+        int | None, typer.Option(help="Of requests that give none.", envvar=_ENV + "SEED")
+    ] = None,
     request_timeout: Annotated[
         float,
         typer.Option(help="Longest time of a request, in s.", envvar=_ENV + "REQUEST_TIMEOUT"),
@@ -310,6 +313,7 @@ def serve(
         request_timeout_s=request_timeout,
         step_timeout_s=step_timeout,
         drain_s=shutdown_timeout,
+        seed=seed,
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
     )
@@ -416,6 +420,46 @@ def bench_latency(
         dtype=dtype,
         compare=compare is not None,
     )
+
+
+@bench.command("serve")
+def bench_serve(
+    model: Annotated[str, typer.Argument(help="Name of the model at the server.")],
+    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[str | None, typer.Option(envvar=_ENV + "API_KEY")] = None,
+    workload: Annotated[str, typer.Option(help="random, shared-prefix or trace.")] = "random",
+    trace: Annotated[Path | None, typer.Option(help="JSON lines with a prompt each.")] = None,
+    num_requests: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
+    prompt_len: Annotated[int, typer.Option(min=4, help="Tokens a prompt, about.")] = 128,
+    gen_len: Annotated[int, typer.Option(min=1, help="Tokens an answer.")] = 64,
+    request_rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Open loop: requests a second.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: clients.")] = None,
+    seed: Annotated[int, typer.Option(help="Of texts and arrivals.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the distributions here.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the figures here, as JSON.")] = None,
+) -> None:
+    """Load an OpenAI-compatible server: TTFT, TPOT, ITL, E2E and tokens/s."""
+    import asyncio
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from lite_llama.bench.serve import report, workloads
+    from lite_llama.bench.serve.load import Target
+
+    if (request_rate is None) == (concurrency is None):
+        raise ConfigError("give one of --request-rate (open loop) and --concurrency (closed loop)")
+    asks = workloads.choose(workload, (num_requests, prompt_len, gen_len), seed, trace)
+    target = Target(url.rstrip("/"), model, api_key, request_rate, concurrency, seed)
+    samples, summary = asyncio.run(report.measure(target, asks))
+    Console().print(report.table(summary))
+    if plot is not None:
+        report.plot(samples, plot)
+    if output is not None:
+        output.write_text(json.dumps(asdict(summary), indent=2) + "\n")
 
 
 @app.command()

@@ -19,7 +19,8 @@ class ServeConfig:
     to all). max_num_queued_reqs: most sequences waiting and running (default: 4 x max_num_seqs).
     max_num_queued_tokens: most prompt tokens not computed yet (default: 16 x max_model_len).
     request_timeout_s: deadline of a request that sets none. step_timeout_s: an engine step longer
-    than this ends the server. drain_s: how long SIGTERM waits for running requests.
+    than this ends the server. drain_s: how long SIGTERM waits for running requests. seed: of
+    requests that give none (default: drawn at random).
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +33,7 @@ class ServeConfig:
     request_timeout_s: float = 600.0
     step_timeout_s: float = 30.0
     drain_s: float = 30.0
+    seed: int | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
 

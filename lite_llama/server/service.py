@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lite_llama.engine.request import Grammar
@@ -46,7 +46,7 @@ class Service:
         self.metrics = metrics
         self.names = config.served_model_names or (name,)
         self.created = int(time.time())
-        self.defaults = llm.default_sampling_params()
+        self.defaults = replace(llm.default_sampling_params(), seed=config.seed)
         self.grammars = GrammarCompiler(
             llm.tokenizer, llm.model_config.vocab_size, llm.engine.eos_token_ids
         )
