@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint gpu bench clean
+.PHONY: demo test lint gpu clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/lite-llama generate --temperature 0 "What is the capital of France?"
@@ -30,6 +30,16 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# On a machine with a GPU: values, then every benchmark, its log and its plots. The interpreter may
+# be one that has torch already: make gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
+	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py
+	$(GPU_PYTHON) -m lite_llama.bench.ops.run
+	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --batch 1,2,4,8,16,64
+	$(GPU_PYTHON) -m lite_llama.bench.plot
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.accuracy import NUM_TOKENS, PROMPTS, build_oracle, oracle_tokens, our_tokens
 from lite_llama import LLM
+from tests.accuracy_page import NUM_TOKENS, PROMPTS, build_oracle, oracle_tokens, our_tokens
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lite_llama.errors import ConfigError
 from lite_llama.layouts.dense import DenseWeight
+from lite_llama.models.config import RopeConfig
 from lite_llama.models.decoder import Decoder
 
 
@@ -22,10 +23,10 @@ class Transformers:
                 "--compare transformers needs transformers; pip install transformers"
             ) from None
         config = decoder.config
-        if config.family != "llama" or config.rope.kind != "none":
+        if config.family != "llama" or config.rope.kind not in ("none", "llama3"):
             raise ConfigError(
                 f"--compare transformers is {config.family} with {config.rope.kind} rope, "
-                "implemented: llama without scaling"
+                "implemented: llama with none or llama3"
             )
         hf_config = LlamaConfig(
             vocab_size=config.vocab_size,
@@ -37,13 +38,14 @@ class Transformers:
             head_dim=config.head_dim,
             max_position_embeddings=config.max_positions,
             rms_norm_eps=config.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
+            rope_parameters=_rope(config.rope),
             tie_word_embeddings=config.tied_head,
         )
         with torch.device("meta"):
             model: Any = LlamaForCausalLM(hf_config)  # type: ignore[no-untyped-call,unused-ignore]
-        model = model.to_empty(device=decoder.final_norm.weight.device).to(dtype)
-        model.model.rotary_emb.__init__(hf_config)
+        device = decoder.final_norm.weight.device
+        model = model.to_empty(device=device).to(dtype)
+        model.model.rotary_emb = type(model.model.rotary_emb)(hf_config).to(device)
         model.load_state_dict(_state(decoder), strict=True)
         self._model = model.eval()
 
@@ -70,6 +72,19 @@ class Transformers:
         )
         tokens.tolist()  # waits for the device
         return time.perf_counter() - begin, tokens
+
+
+def _rope(rope: RopeConfig) -> dict[str, Any]:
+    if rope.kind == "none":
+        return {"rope_type": "default", "rope_theta": rope.theta}
+    return {
+        "rope_type": "llama3",
+        "rope_theta": rope.theta,
+        "factor": rope.factor,
+        "low_freq_factor": rope.low_freq_factor,
+        "high_freq_factor": rope.high_freq_factor,
+        "original_max_position_embeddings": rope.original_max_positions,
+    }
 
 
 def _state(decoder: Decoder) -> dict[str, Tensor]:

@@ -71,14 +71,13 @@ def _load_tile(
     if USE_TMA:
         tile = source.load([first_row, first_column])
     else:
-        # Rows past the end repeat real ones; their results are not stored.
-        rows = ((first_row + tl.arange(0, ROWS)) % num_rows).to(tl.int64)
+        rows = first_row + tl.arange(0, ROWS)
         columns = first_column + tl.arange(0, COLUMNS)
-        pointers = source + rows[:, None] * row_stride + columns[None, :]
-        if EVEN_K:
-            tile = tl.load(pointers)
-        else:
-            tile = tl.load(pointers, mask=(columns < num_columns)[None, :], other=0.0)
+        pointers = source + rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
+        inside = (rows < num_rows)[:, None]
+        if not EVEN_K:
+            inside = inside & (columns < num_columns)[None, :]
+        tile = tl.load(pointers, mask=inside, other=0.0)
     return tile
 
 

@@ -1,9 +1,9 @@
-"""The launch of kernels that keep whole rows in registers (norms, softmax)."""
+"""The launches of kernels that keep whole rows in registers, and of elementwise ones."""
 
 from dataclasses import dataclass
 
 from lite_llama.kernel_lib.gpu import GpuSpec
-from lite_llama.kernel_lib.rows import next_power_of_2
+from lite_llama.kernel_lib.rows import ceil_div, next_power_of_2
 
 # With 32768 columns rms_norm spills even with 32 warps.
 MAX_COLUMNS = 16384
@@ -11,19 +11,29 @@ MAX_COLUMNS = 16384
 _BYTES_PER_WARP = 32 * 32
 # A program's tile of short rows.
 _TILE_BYTES = 4096
+# An SM's registers, and what a thread needs beside a row's values (ptxas).
+_REGISTERS_PER_SM, _OTHER_REGISTERS = 65536, 16
 
 
 @dataclass(frozen=True)
 class RowLaunch:
-    """A program takes `rows` rows of `block` columns with `num_warps` warps."""
+    """`programs` programs of `num_warps` warps walk tiles of `rows` rows of `block` columns."""
 
     rows: int
     block: int
     num_warps: int
+    programs: int
 
 
-def choose_row_launch(num_rows: int, num_columns: int, itemsize: int, gpu: GpuSpec) -> RowLaunch:
-    """One row a program; short rows share a program once every SM has four programs."""
+def choose_row_launch(
+    num_rows: int, num_columns: int, itemsize: int, registers_per_value: float, gpu: GpuSpec
+) -> RowLaunch:
+    """A row a tile; short rows share one once every SM has four programs.
+
+    At most as many programs as fit the SMs at once, so that none starts when others end: weights
+    are read once, and the next rows load during the sums. `registers_per_value` of a 16-bit row
+    is what the kernel holds of each; float32 takes 1.5 more.
+    """
     block = next_power_of_2(num_columns)
     rows = 1
     while rows * block * itemsize < _TILE_BYTES and num_rows >= 8 * gpu.num_sms * rows:
@@ -31,4 +41,24 @@ def choose_row_launch(num_rows: int, num_columns: int, itemsize: int, gpu: GpuSp
     num_bytes = rows * block * itemsize
     # rms_norm of 16384 float32 values spills with 16 warps.
     most = 32 if num_bytes > 32 * 1024 else 16
-    return RowLaunch(rows, block, num_warps=min(max(num_bytes // _BYTES_PER_WARP, 1), most))
+    num_warps = min(max(num_bytes // _BYTES_PER_WARP, 1), most)
+    threads = 32 * num_warps
+    per_value = registers_per_value + (1.5 if itemsize == 4 else 0)
+    registers = _OTHER_REGISTERS + rows * block / threads * per_value
+    per_sm = max(int(_REGISTERS_PER_SM / (threads * registers)), 1)
+    return RowLaunch(rows, block, num_warps, min(ceil_div(num_rows, rows), gpu.num_sms * per_sm))
+
+
+@dataclass(frozen=True)
+class PieceLaunch:
+    """A program takes `block` neighbours of a row with `num_warps` warps."""
+
+    block: int
+    num_warps: int
+
+
+def choose_piece_launch(num_rows: int, n: int, itemsize: int, gpu: GpuSpec) -> PieceLaunch:
+    """Few bytes: 16 a thread, over as many SMs as there are; many: 32 in larger programs."""
+    few = num_rows * n * itemsize <= gpu.num_sms * 32 * 1024
+    block = min(next_power_of_2(n), (2048 if few else 8192) // itemsize)
+    return PieceLaunch(block, max(1, block * itemsize // (512 if few else 1024)))

@@ -25,6 +25,11 @@ class Attention:
 
     def __call__(self, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
         """x [num_tokens, hidden] -> [num_tokens, hidden]; writes the new keys and values."""
+        q = self.project(x, batch, cache)
+        return self.o(self._attend(q, batch, cache).flatten(1))
+
+    def project(self, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+        """Rotated queries [num_tokens, num_q_heads, head_dim]; keys and values go to the cache."""
         config = self.config
         num_q, num_kv = config.num_q_heads, config.num_kv_heads
         heads = self.qkv(x).view(x.shape[0], -1, config.head_dim)
@@ -33,7 +38,7 @@ class Attention:
             q, k = self.q_norm(q), self.k_norm(k)
         ops.rope(q, k, self.cos_sin, batch.positions)
         ops.kv_write(k, v, cache.k, cache.v, batch.slot_mapping)
-        return self.o(self._attend(q, batch, cache).flatten(1))
+        return q
 
     def _attend(self, q: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
         num_decodes = batch.num_decode_seqs

@@ -23,7 +23,6 @@ def fits(decoder: Decoder, num_tokens: int) -> bool:
         linears += [block.attention.qkv, block.attention.o, block.mlp.gate_up, block.mlp.down]
     return (
         num_tokens == 1
-        and not decoder.config.qk_norm
         and isinstance(decoder.embedding, Tensor)
         and decoder.embedding.is_cuda
         and all(
@@ -44,19 +43,7 @@ def forward(decoder: Decoder, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
 
 def _block(block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
     attention, mlp = block.attention, block.mlp
-    q = ops.norm_qkv(
-        x,
-        block.attention_norm.weight,
-        _values(attention.qkv),
-        attention.qkv.bias,
-        block.attention_norm.eps,
-        cos_sin=attention.cos_sin,
-        positions=batch.positions,
-        k_cache=cache.k,
-        v_cache=cache.v,
-        slot_mapping=batch.slot_mapping,
-        overlap=True,
-    )
+    q = _queries(block, x, batch, cache)
     attended = ops.attention_decode(
         q,
         cache.k,
@@ -72,6 +59,26 @@ def _block(block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> T
     norm = block.mlp_norm
     hidden = ops.norm_gate_up(x, norm.weight, _values(mlp.gate_up), norm.eps, overlap=True)
     return ops.linear_add(hidden, _values(mlp.down), x, overlap=True)
+
+
+def _queries(block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+    attention, norm = block.attention, block.attention_norm
+    if attention.q_norm is not None:
+        # A head's norm needs all its rows, which the programs of norm_qkv share out.
+        return attention.project(norm(x), batch, cache)
+    return ops.norm_qkv(
+        x,
+        norm.weight,
+        _values(attention.qkv),
+        attention.qkv.bias,
+        norm.eps,
+        cos_sin=attention.cos_sin,
+        positions=batch.positions,
+        k_cache=cache.k,
+        v_cache=cache.v,
+        slot_mapping=batch.slot_mapping,
+        overlap=True,
+    )
 
 
 def _values(linear: Linear) -> Tensor:

@@ -205,9 +205,12 @@ def load_decoder(
     done = 0
     packed: dict[str, PackedWeight | EncodedRows | Tensor] = {}
     for source in sources:
-        packed[source.name] = packer.pack(source)
+        packed[source.name] = table = packer.pack(source)
         if source.name == "embedding.weight" and config.tied_head:
-            packed["head.weight"] = packer.pack(replace(source, name="head.weight"))
+            if isinstance(table, Tensor) and precision.weights is not None:
+                packed["head.weight"] = DenseWeight(table)
+            else:
+                packed["head.weight"] = packer.pack(replace(source, name="head.weight"))
         done += sum(raw.data.nbytes for raw, _ in source.parts)
         if progress is not None:
             progress(done, total)

@@ -52,9 +52,12 @@ def test_results_of_every_dtype_are_compared(dtype: torch.dtype) -> None:
 
 
 def test_roof_fraction_takes_the_slower_of_memory_and_arithmetic() -> None:
-    machine = Machine(torch.device("cuda"), bytes_per_s=1e12, flops_per_s=1e14)
+    machine = Machine(
+        torch.device("cuda"), bytes_per_s=1e12, flops_per_s=1e14, copy_bytes_per_s=8e11
+    )
     assert machine.roof_fraction(_case(num_bytes=10**6), 2.0) == pytest.approx(0.5)
     assert machine.roof_fraction(_case(num_flops=10**9), 20.0) == pytest.approx(0.5)
+    assert machine.roof_fraction(_case(num_bytes=10**6, copies=True), 2.5) == pytest.approx(0.5)
 
 
 def test_a_run_appends_complete_lines_that_the_plot_reads(tmp_path: Path) -> None:

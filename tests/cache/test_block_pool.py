@@ -112,6 +112,14 @@ def test_an_evicted_block_is_forgotten() -> None:
     target.check()
 
 
+def test_an_evicted_prefix_can_be_cached_again() -> None:
+    target = pool(1)
+    for tokens in ([1] * SIZE, [2] * SIZE, [1] * SIZE):
+        target.release(fill(target, tokens))
+    assert counts(target) == (0, 1, 0)
+    assert target.match([1] * SIZE, "")[0] == [0]
+
+
 def test_of_two_blocks_with_one_content_the_first_is_kept() -> None:
     target = pool()
     first, second = fill(target, [1] * SIZE), fill(target, [1] * SIZE)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lite_llama import LLM, ContextTooLong, RequestError, RequestOutput, SamplingParams
+from lite_llama import LLM, ContextTooLong, RequestError, RequestOutput, SamplingParams, ops
 from tests.models import tiny
 
 PROMPTS = [tiny.token_ids(length, seed=length) for length in (5, 23, 1, 40, 16, 17)]
@@ -150,6 +150,22 @@ def test_seeds_decide_the_answer_whatever_the_batch(llm: LLM) -> None:
     mixed = llm.generate([*PROMPTS[:4], PROMPTS[1]], [*others, params])
     assert mixed[-1].outputs[0].token_ids == single
     assert tokens(llm.generate(PROMPTS[1], SamplingParams(seed=6, max_tokens=10)))[0] != single
+
+
+def test_every_draw_is_that_of_its_seed_and_position(llm: LLM) -> None:
+    params = SamplingParams(seed=77, max_tokens=10, temperature=1.3, top_k=40, ignore_eos=True)
+    ids = list(PROMPTS[1])
+    for _ in range(10):
+        row = ops.SamplingRows(
+            temperature=torch.tensor([1.3]),
+            top_k=torch.tensor([40], dtype=torch.int32),
+            top_p=torch.tensor([1.0]),
+            min_p=torch.tensor([0.0]),
+            seeds=torch.tensor([77]),
+            positions=torch.tensor([len(ids)]),
+        )
+        ids.append(int(ops.sample(llm.logits(ids)[-1:], row)))
+    assert tokens(llm.generate(PROMPTS[1], params))[0] == ids[len(PROMPTS[1]) :]
 
 
 def test_negative_and_extreme_seeds_are_seeds(llm: LLM) -> None:

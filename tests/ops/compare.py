@@ -1,6 +1,8 @@
 """How kernels are compared: two accuracy gates, poisoned outputs, untouched memory."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,12 @@ from tests.ops.tolerances import TIMES_TORCH
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DTYPE_IDS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def cases(every_dtype: Sequence[Any], bf16_only: Sequence[Any]) -> list[tuple[Any, torch.dtype]]:
+    """(case, dtype) pairs: each is a compilation on a GPU, so few cases run in every dtype."""
+    pairs = [(case, dtype) for case in every_dtype for dtype in DTYPES]
+    return pairs + [(case, torch.bfloat16) for case in bf16_only]
 
 
 def nmse(got: Tensor, want: Tensor) -> float:
@@ -77,5 +85,10 @@ def non_contiguous(x: Tensor) -> Tensor:
 
 
 def random(*shape: int, dtype: torch.dtype, device: torch.device, scale: float = 1.0) -> Tensor:
-    """Normal values, drawn in float32 on the CPU so that every device sees the same."""
-    return (torch.randn(*shape) * scale).to(device=device, dtype=dtype)
+    """Normal values, drawn in float32 on the CPU so that every device sees the same.
+
+    Large ones are drawn on the device: the CPU takes seconds for a language model's head.
+    """
+    large = math.prod(shape) > 2**22
+    values = torch.randn(*shape, device=device if large else "cpu")
+    return (values * scale).to(device=device, dtype=dtype)

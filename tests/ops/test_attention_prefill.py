@@ -283,11 +283,43 @@ def test_dtypes_and_strides_must_match(device: torch.device) -> None:
         attention_prefill(x.q, x.k, x.v, **(lengths | {"seq_lens": x.seq_lens.float()}))
 
 
-def test_the_launch_fits_the_gpu() -> None:
-    problem = Problem(1, 4096, 32, 8, 128, torch.bfloat16, 0, causal=True, tma_ready=True)
-    assert choose_launch(problem, H200).use_tma
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
+@pytest.mark.parametrize("block_size", [0, 16, 256])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_launch_fits_the_gpu(head_dim: int, block_size: int, *, causal: bool) -> None:
+    problem = Problem(
+        1, 4096, 32, 8, head_dim, torch.bfloat16, block_size, causal=causal, tma_ready=True
+    )
+    assert choose_launch(problem, H200).use_tma == (block_size != 16)
     assert not choose_launch(problem, A100).use_tma
     for gpu in (A100, H200, RTX_5090):
         how = choose_launch(problem, gpu)
         tiles = how.block_m + 2 * how.block_n * how.num_stages
-        assert tiles * 128 * 2 <= gpu.shared_bytes_per_block
+        assert tiles * head_dim * 2 <= gpu.shared_bytes_per_block
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "block_size", "causal", "tile"),
+    [
+        (64, 0, True, (128, 64, 4, 3)),
+        (64, 0, False, (64, 128, 4, 2)),
+        (128, 0, True, (64, 64, 4, 3)),
+        (128, 256, True, (64, 64, 4, 3)),
+        (64, 16, True, (128, 64, 8, 3)),
+        (128, 16, True, (128, 128, 8, 2)),
+    ],
+)
+def test_the_tile_is_the_fastest_measured(
+    head_dim: int, block_size: int, tile: tuple[int, int, int, int], *, causal: bool
+) -> None:
+    problem = Problem(
+        1, 4096, 32, 8, head_dim, torch.bfloat16, block_size, causal=causal, tma_ready=True
+    )
+    how = choose_launch(problem, H200)
+    assert (how.block_m, how.block_n, how.num_warps, how.num_stages) == tile
+
+
+@pytest.mark.parametrize(("q_len", "heads"), [(16, 32), (4096, 16), (16384, 4), (131072, 1)])
+def test_sections_keep_their_keys_in_the_cache(q_len: int, heads: int) -> None:
+    problem = Problem(1, q_len, 32, 32, 64, torch.bfloat16, 0, causal=True, tma_ready=True)
+    assert choose_launch(problem, H200).heads_per_section == heads

@@ -4,21 +4,23 @@ import torch
 from lite_llama.errors import OperatorError
 from lite_llama.ops import embedding
 from lite_llama.ops.embedding import kernel
-from tests.ops.compare import DTYPES, non_contiguous, poison_new_outputs, random, same_bits
+from tests.ops.compare import cases, non_contiguous, poison_new_outputs, random, same_bits
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("shape", "table_shape"),
-    [((1,), (2, 3)), ((50,), (512, 576)), ((2, 3), (7, 2880)), ((4,), (9, 5000)), ((), (3, 8))],
+    ("shapes", "dtype"),
+    cases(
+        [((50,), (512, 576))],
+        [((1,), (2, 3)), ((2, 3), (7, 2880)), ((4,), (9, 5000)), ((), (3, 8))],
+    ),
 )
 def test_rows_are_copied_bit_for_bit(
     device: torch.device,
     dtype: torch.dtype,
-    shape: tuple[int, ...],
-    table_shape: tuple[int, int],
+    shapes: tuple[tuple[int, ...], tuple[int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    shape, table_shape = shapes
     table = random(*table_shape, dtype=dtype, device=device)
     indices = torch.randint(0, table_shape[0], shape, device=device)
     poison_new_outputs(monkeypatch)

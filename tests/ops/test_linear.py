@@ -4,9 +4,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lite_llama.errors import OperatorError
-from lite_llama.kernel_lib.gpu import A100, H200, RTX_5090
+from lite_llama.kernel_lib.gpu import A100, B200, H200, RTX_5090, GpuSpec
 from lite_llama.kernel_lib.matmul import matmul
-from lite_llama.kernel_lib.matmul_launch import MatmulLaunch, MatmulProblem, choose_launch
+from lite_llama.kernel_lib.matmul_launch import (
+    CUBLAS,
+    MatmulLaunch,
+    MatmulProblem,
+    choose_launch,
+)
 from lite_llama.layouts.int4_groups import Int4Groups
 from lite_llama.ops import linear, linear_fp8
 from lite_llama.ops.linear import kernel
@@ -84,6 +89,24 @@ TILES = {
 }
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 5, 17, 65])
+@pytest.mark.parametrize(("n", "k"), [(3, 4), (40, 576), (130, 96)])
+def test_tiles_multiply_in_every_dtype(
+    device: torch.device,
+    dtype: torch.dtype,
+    m: int,
+    n: int,
+    k: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, weight, bias = problem(m, n, k, dtype, device)
+    by_torch = F.linear(x, weight, bias)
+    poison_new_outputs(monkeypatch)
+    got = matmul(SQUARE, x, weight, bias)
+    assert_close_to_reference(got, want(x, weight, bias), GEMM, by_torch)
+
+
 @pytest.mark.parametrize("how", TILES.values(), ids=TILES.keys())
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(("m", "n", "k"), [(100, 70, 96), (1, 33, 40)])
@@ -99,20 +122,28 @@ def test_every_kernel_multiplies_and_gates(
     assert_close_to_reference(got, expected, GEMM)
 
 
+@pytest.mark.parametrize("kind", ["pointers", "descriptors", "a vector"])
+def test_strided_rows_are_read_in_place(device: torch.device, kind: str) -> None:
+    x, weight, bias = problem(1 if kind == "a vector" else 3, 40, 64, torch.float16, device)
+    got = matmul(TILES[kind], non_contiguous(x), non_contiguous(weight), bias)
+    assert same_bits(got, matmul(TILES[kind], x, weight, bias))
+
+
 @pytest.mark.parametrize("m", [1, 3])
-def test_strided_rows_are_read_in_place(device: torch.device, m: int) -> None:
+def test_any_strides_give_the_same_product(device: torch.device, m: int) -> None:
     x, weight, bias = problem(m, 40, 64, torch.float16, device)
-    got = kernel.linear(non_contiguous(x), non_contiguous(weight), bias)
-    assert same_bits(got, kernel.linear(x, weight, bias))
-    assert same_bits(kernel.linear(x, weight.T.contiguous().T, bias), got)
+    for strided in (non_contiguous(weight), weight.T.contiguous().T):
+        got = kernel.linear(non_contiguous(x), strided, bias)
+        assert_close_to_reference(got, want(x, weight, bias), GEMM)
 
 
-@pytest.mark.parametrize("m", [2, 16])
-def test_a_row_gives_the_same_bits_alone_and_among_others(device: torch.device, m: int) -> None:
-    x, weight, bias = problem(m, 48, 160, torch.bfloat16, device)
-    together = kernel.linear(x, weight, bias)
-    pair = kernel.linear(x[-2:], weight, bias)
-    assert same_bits(together[-2:], pair)
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_row_gives_the_same_bits_alone_and_among_others(
+    device: torch.device, *, gated: bool
+) -> None:
+    x, weight, _ = problem(16, 48, 160, torch.bfloat16, device)
+    together = matmul(SQUARE, x, weight, gated=gated)
+    assert same_bits(together[-2:], matmul(SQUARE, x[-2:], weight, gated=gated))
 
 
 def test_infinities_stay_in_their_row(device: torch.device) -> None:
@@ -196,15 +227,52 @@ def test_fp8_calls_against_the_contract_name_the_argument(device: torch.device) 
         linear_fp8(x, x, one, one, out_dtype=torch.int8)
 
 
-@pytest.mark.parametrize("gpu", [A100, H200, RTX_5090])
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, *DTYPES])
-def test_launches_fit_the_shared_memory(gpu: object, dtype: torch.dtype, *, gated: bool) -> None:
+GPUS = {"A100": A100, "H200": H200, "B200": B200, "RTX 5090": RTX_5090}
+
+
+@pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS.keys())
+@pytest.mark.parametrize(
+    ("dtype", "gated"),
+    [(torch.float8_e4m3fn, False), *((t, gated) for t in DTYPES for gated in (False, True))],
+)
+def test_launches_fit_the_shared_memory(gpu: GpuSpec, dtype: torch.dtype, gated: bool) -> None:  # noqa: FBT001
     for m in (1, 2, 16, 17, 64, 65, 512, 8192):
-        how = choose_launch(MatmulProblem(m, 4096, 4096, dtype, gated), gpu)  # type: ignore[arg-type]
-        columns = how.block_n * (2 if gated else 1)
-        stage_bytes = (how.block_m + columns) * how.block_k * dtype.itemsize
-        if how.kind == "tile":
-            assert stage_bytes * how.num_stages <= gpu.shared_bytes_per_block  # type: ignore[attr-defined]
-        assert how.kind != "vector" or m == 1
-        assert how.kind != "cublas" or not gated
+        for n in (576, 4096, 128256):
+            how = choose_launch(MatmulProblem(m, n, 4096, dtype, gated), gpu)
+            columns = how.block_n * (2 if gated else 1)
+            stage_bytes = (how.block_m + columns) * how.block_k * dtype.itemsize
+            assert how.kind != "tile" or stage_bytes * how.num_stages <= gpu.shared_bytes_per_block
+            assert how.kind != "vector" or m == 1
+            assert how.kind != "cublas" or not gated
+
+
+MEASURED = {
+    "one row streams": (MatmulProblem(1, 3072, 2048, torch.bfloat16), (1, 512, 1)),
+    "one long row": (MatmulProblem(1, 2048, 8192, torch.bfloat16), (1, 2048, 4)),
+    "one row of a large weight": (MatmulProblem(1, 4096, 14336, torch.bfloat16), (1, 2048, 2)),
+    "a few rows of a small weight": (MatmulProblem(2, 2048, 8192, torch.bfloat16), None),
+    "a few rows of the head": (MatmulProblem(2, 128256, 2048, torch.bfloat16), (64, 128, 4)),
+    "a few rows, gated": (MatmulProblem(2, 8192, 2048, torch.bfloat16, gated=True), (64, 128, 4)),
+    "many rows, gated": (MatmulProblem(512, 8192, 2048, torch.bfloat16, gated=True), (128, 64, 8)),
+    "few tiles, gated": (MatmulProblem(128, 8192, 2048, torch.bfloat16, gated=True), (64, 64, 4)),
+    "a small square": (MatmulProblem(512, 512, 512, torch.bfloat16), (64, 128, 4)),
+    "a large square": (MatmulProblem(4096, 4096, 4096, torch.bfloat16), None),
+    "exact float32": (MatmulProblem(16, 2048, 2048, torch.float32), None),
+    "a small square in fp8": (MatmulProblem(1024, 1024, 1024, torch.float8_e4m3fn), (128, 128, 4)),
+    "a square in fp8": (MatmulProblem(2048, 2048, 2048, torch.float8_e4m3fn), (128, 128, 8)),
+    "a large square in fp8": (MatmulProblem(4096, 4096, 4096, torch.float8_e4m3fn), None),
+}
+
+
+@pytest.mark.parametrize(("shape", "tile"), MEASURED.values(), ids=MEASURED.keys())
+def test_the_choice_is_the_fastest_measured(
+    shape: MatmulProblem, tile: tuple[int, int, int] | None
+) -> None:
+    how = choose_launch(shape, H200)
+    assert how == CUBLAS if tile is None else (how.block_n, how.block_k, how.num_warps) == tile
+
+
+def test_a_wider_result_is_never_rounded_in_between() -> None:
+    for m in (2, 64, 65, 4096):
+        how = choose_launch(MatmulProblem(m, 4096, 4096, torch.bfloat16, widens=True), H200)
+        assert how.kind == "tile"

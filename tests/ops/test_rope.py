@@ -90,10 +90,11 @@ def test_table_rows_of_other_positions_are_not_read(device: torch.device) -> Non
     assert k.isfinite().all()
 
 
-def test_launch_gives_a_program_about_2048_pairs() -> None:
-    assert choose_launch(32, 64) == RopeLaunch(heads=32, half=64, num_warps=4)
-    assert choose_launch(4, 2048) == RopeLaunch(heads=1, half=2048, num_warps=4)
-    assert choose_launch(9, 40) == RopeLaunch(heads=16, half=64, num_warps=2)
+def test_launch_shares_the_table_among_the_heads_of_a_token() -> None:
+    assert choose_launch(32, 8, 64) == RopeLaunch(heads=8, pairs=64, num_warps=1)
+    assert choose_launch(4, 4, 2048) == RopeLaunch(heads=4, pairs=512, num_warps=4)
+    assert choose_launch(9, 3, 40) == RopeLaunch(heads=8, pairs=64, num_warps=1)
+    assert choose_launch(64, 64, 64) == RopeLaunch(heads=32, pairs=64, num_warps=4)
 
 
 def test_no_tokens_are_no_launch_and_calls_against_the_contract_are_named(

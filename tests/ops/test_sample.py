@@ -8,7 +8,7 @@ from torch import Tensor
 from lite_llama.errors import OperatorError
 from lite_llama.ops import SamplingRows, apply_penalties, sample, token_logprobs
 from lite_llama.ops.sample import kernel, reference
-from lite_llama.ops.sample.launch import SampleLaunch, choose_launch
+from lite_llama.ops.sample.launch import MAX_VOCAB, SampleLaunch, choose_launch
 from tests.ops.compare import (
     assert_close_to_reference,
     non_contiguous,
@@ -111,6 +111,20 @@ def test_ties_at_the_threshold_are_all_kept(device: torch.device) -> None:
     _assert_same_draws(flat, _rows(3, device, top_k=3, top_p=0.1))
 
 
+def test_cuts_that_do_not_fit_the_best_groups_are_searched_over_the_row(
+    device: torch.device,
+) -> None:
+    # 40000 tokens: 2500 groups of 16, of which 1024 are looked at closely.
+    logits = random(4, 40000, dtype=torch.float32, device=device, scale=0.1)
+    logits[3] = 0.0
+    rows = dataclasses.replace(
+        _rows(4, device),
+        top_k=torch.tensor([0, 30000, 20000, 9], dtype=torch.int32, device=device),
+        top_p=torch.tensor([0.9, 1.0, 0.7, 1.0], device=device),
+    )
+    _assert_same_draws(logits, rows)
+
+
 def test_every_seed_and_position_draws_its_own_uniform(device: torch.device) -> None:
     # 1024 equal logits turn u into the index: u · 1024, rounded down.
     rows = dataclasses.replace(_rows(32, device), any_top_k=False, any_top_p=False)
@@ -179,9 +193,19 @@ def test_logprobs_match_log_softmax(device: torch.device, dtype: torch.dtype) ->
 
 
 def test_splits_depend_on_the_vocabulary_alone() -> None:
-    assert choose_launch(128256) == SampleLaunch(32, 32, 4096, num_warps=8)
-    assert choose_launch(49152) == SampleLaunch(12, 16, 4096, num_warps=8)
-    assert choose_launch(3) == SampleLaunch(1, 1, 4, num_warps=1)
+    assert choose_launch(128256) == SampleLaunch(
+        splits=32,
+        split_block=32,
+        block=4096,
+        num_warps=8,
+        group=16,
+        groups=8016,
+        groups_block=8192,
+        best_groups=1024,
+    )
+    largest = choose_launch(MAX_VOCAB)
+    assert (largest.group, largest.groups, largest.best_groups) == (512, 8192, 32)
+    assert choose_launch(3) == SampleLaunch(1, 1, 32, 1, 16, 1, 1, 1)
 
 
 def test_no_rows_give_no_tokens(device: torch.device) -> None:

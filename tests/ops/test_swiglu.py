@@ -8,6 +8,7 @@ from lite_llama.ops.swiglu import kernel
 from tests.ops.compare import (
     DTYPES,
     assert_close_to_reference,
+    cases,
     non_contiguous,
     poison_new_outputs,
     random,
@@ -16,8 +17,9 @@ from tests.ops.compare import (
 from tests.ops.tolerances import ROWWISE
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3), (1, 1), (3, 2880), (2, 2, 576), (2, 5000)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), cases([(2, 3), (2, 2, 576)], [(1, 1), (3, 2880), (2, 5000)])
+)
 def test_kernel_gates_as_the_definition_says(
     device: torch.device,
     dtype: torch.dtype,

@@ -15,6 +15,7 @@ def cases(device: torch.device, dtype: torch.dtype) -> list[Case]:
             make_inputs=random_inputs(device, dtype, (rows, columns), (rows, columns)),
             contenders={"torch": torch.add, "lite_llama": add},
             num_bytes=3 * rows * columns * dtype.itemsize,
+            copies=True,
             compile_torch=rows > 2,
         )
         for rows, columns in shapes

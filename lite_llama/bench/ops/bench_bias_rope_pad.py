@@ -59,6 +59,7 @@ def _pad_case(
             ),
         },
         num_bytes=(tokens + padded) * _HEADS * _HEAD_DIM * dtype.itemsize,
+        copies=True,
         compile_torch=True,
     )
 
@@ -88,6 +89,7 @@ def _unpad_case(
             "lite_llama": lambda x: unpad(x, offsets, tokens),
         },
         num_bytes=2 * tokens * _Q_HEADS * _HEAD_DIM * dtype.itemsize,
+        copies=True,
         compile_torch=True,
         limit=0.0,
     )

@@ -30,6 +30,6 @@ def _case(device: torch.device, dtype: torch.dtype, count: int, rows: int, colum
             "lite_llama": lambda indices: embedding(indices, table),
         },
         num_bytes=2 * count * columns * dtype.itemsize,
-        compile_torch=count == 50,
+        copies=True,
         limit=0.0,
     )

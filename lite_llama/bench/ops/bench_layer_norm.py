@@ -26,5 +26,6 @@ def _case(device: torch.device, dtype: torch.dtype, rows: int, n: int) -> Case:
             "lite_llama": lambda x, weight, bias: layer_norm(x, weight, bias, _EPS),
         },
         num_bytes=2 * rows * n * dtype.itemsize,
+        copies=True,
         compile_torch=n == 4096,
     )

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lite_llama.bench.harness import Case
+from lite_llama.kernel_lib.gpu import gpu_spec
+from lite_llama.kernel_lib.matmul_launch import MatmulProblem, choose_launch
 from lite_llama.ops import linear, linear_fp8
 
 # (rows, out_features, in_features): Llama-3.2-1B's and SmolLM2's products, and a classic one.
@@ -27,6 +29,11 @@ def cases(device: torch.device, dtype: torch.dtype) -> list[Case]:
     return found
 
 
+def _engine_behind(device: torch.device, m: int, n: int, k: int, dtype: torch.dtype) -> str:
+    """What `linear` calls for this product: "(vector)", "(tile)" or "(cublas)"."""
+    return f"({choose_launch(MatmulProblem(m, n, k, dtype), gpu_spec(device)).kind})"
+
+
 def _case(device: torch.device, dtype: torch.dtype, m: int, n: int, k: int) -> Case:
     def make_inputs() -> tuple[Tensor, ...]:
         x = torch.randn(m, k, device=device, dtype=dtype)
@@ -34,7 +41,7 @@ def _case(device: torch.device, dtype: torch.dtype, m: int, n: int, k: int) -> C
         return x, weight, torch.randn(n, device=device, dtype=dtype)
 
     return Case(
-        name=f"{m}x{n}x{k}",
+        name=f"{m}x{n}x{k} {_engine_behind(device, m, n, k, dtype)}",
         dtype=dtype,
         make_inputs=make_inputs,
         contenders={"cublas": F.linear, "lite_llama": linear},
@@ -57,7 +64,7 @@ def _fp8_case(device: torch.device, n: int) -> Case:
         )
 
     return Case(
-        name=f"{n}x{n}x{n} fp8",
+        name=f"{n}x{n}x{n} fp8 {_engine_behind(device, n, n, n, torch.float8_e4m3fn)}",
         dtype=torch.float8_e4m3fn,
         make_inputs=make_inputs,
         contenders={"cublas": by_cublas, "lite_llama": linear_fp8},

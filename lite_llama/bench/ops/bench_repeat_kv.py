@@ -22,6 +22,7 @@ def _case(device: torch.device, dtype: torch.dtype, tokens: int) -> Case:
             "lite_llama": lambda x: repeat_kv(x, 4),
         },
         num_bytes=5 * tokens * 8 * 128 * dtype.itemsize,
+        copies=True,
         compile_torch=tokens == 4096,
         limit=0.0,
     )

@@ -36,6 +36,7 @@ def _norm(device: torch.device, dtype: torch.dtype, rows: int, n: int) -> Case:
             "lite_llama": lambda x, weight: rms_norm(x, weight, _EPS),
         },
         num_bytes=2 * rows * n * dtype.itemsize,
+        copies=True,
         compile_torch=(rows, n) in ((1, 2048), (4096, 4096)),
     )
 
@@ -54,6 +55,7 @@ def _add_norm(device: torch.device, dtype: torch.dtype, rows: int, n: int) -> Ca
             "lite_llama": lambda x, residual, weight: add_rms_norm(x, residual, weight, _EPS),
         },
         num_bytes=4 * rows * n * dtype.itemsize,
+        copies=True,
         compile_torch=(rows, n) == (4096, 4096),
     )
 
@@ -73,5 +75,6 @@ def _fp8(device: torch.device) -> Case:
             "lite_llama": lambda x, weight: rms_norm(x, weight, _EPS),
         },
         num_bytes=2 * 16 * 4096 * 512,
+        copies=True,
         compile_torch=True,
     )

@@ -20,5 +20,6 @@ def _case(device: torch.device, dtype: torch.dtype, rows: int, n: int) -> Case:
         make_inputs=random_inputs(device, dtype, (rows, n)),
         contenders={"torch": lambda x: torch.softmax(x, dim=-1), "lite_llama": softmax},
         num_bytes=2 * rows * n * dtype.itemsize,
+        copies=True,
         compile_torch=n == 4096,
     )

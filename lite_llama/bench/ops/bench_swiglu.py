@@ -27,5 +27,6 @@ def _case(device: torch.device, dtype: torch.dtype, rows: int, n: int) -> Case:
         make_inputs=random_inputs(device, dtype, (rows, 2 * n)),
         contenders={"torch": _plain, "lite_llama": swiglu},
         num_bytes=3 * rows * n * dtype.itemsize,
+        copies=True,
         compile_torch=n >= 4096,
     )

@@ -5,10 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lite_llama.kernel_lib.gpu import gpu_spec
+from lite_llama.kernel_lib.row_launch import choose_piece_launch
 from lite_llama.kernel_lib.rows import as_rows, ceil_div
-
-# 256 threads with 16 bytes of each input, twice: 64 KiB in flight an SM at full occupancy.
-_BYTES_PER_PROGRAM = 256 * 16 * 2
 
 
 @triton.jit
@@ -31,7 +30,15 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     else:
         x, y = as_rows(x), as_rows(y)
     num_rows, n = x.shape
-    block = _BYTES_PER_PROGRAM // x.element_size()
-    grid = (num_rows * ceil_div(n, block),)
-    _add[grid](x, y, out, x.stride(0), y.stride(0), n, BLOCK=block, num_warps=8)
+    launch = choose_piece_launch(num_rows, n, x.element_size(), gpu_spec(x.device))
+    _add[(num_rows * ceil_div(n, launch.block),)](
+        x,
+        y,
+        out,
+        x.stride(0),
+        y.stride(0),
+        n,
+        BLOCK=launch.block,
+        num_warps=launch.num_warps,
+    )
     return out

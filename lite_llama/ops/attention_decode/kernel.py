@@ -73,46 +73,49 @@ def _combine(
     partial_ptr,
     max_ptr,
     sum_ptr,
-    first_row,
+    first_rows,
+    real_row,
     num_chunks,
-    sinks_ptr,
-    head,
+    total_max,
+    total_sum,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    """One head's result from its chunks' partial ones, in groups of fixed size and order."""
-    GROUP: tl.constexpr = 32
-    total_max = float("-inf")
-    total_sum = 0.0
-    if HAS_SINKS:
-        total_max = tl.load(sinks_ptr + head).to(tl.float32) * LOG2_E
-        total_sum = 1.0
-    total = tl.zeros((BLOCK_D,), tl.float32)
+    """All heads' results [ROWS, BLOCK_D] from their chunks' partial ones.
+
+    In groups of fixed size and order, so that a group's loads are in flight together.
+    """
+    GROUP: tl.constexpr = max(1, min(32, 4096 // (ROWS * BLOCK_D)))
+    total = tl.zeros((ROWS, BLOCK_D), tl.float32)
     dims = tl.arange(0, BLOCK_D)
     for start in range(0, num_chunks, GROUP):
         chunks = start + tl.arange(0, GROUP)
-        inside = chunks < num_chunks
-        rows = first_row + chunks
+        rows = first_rows[:, None] + chunks[None, :]
+        inside = real_row[:, None] & (chunks < num_chunks)[None, :]
         # .cg: other SMs wrote these, the L1 cache is no witness.
         row_max = tl.load(max_ptr + rows, inside, float("-inf"), cache_modifier=".cg")
         row_sum = tl.load(sum_ptr + rows, inside, 0.0, cache_modifier=".cg")
         acc = tl.load(
-            partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :],
-            mask=inside[:, None] & (dims < HEAD_DIM)[None, :],
+            partial_ptr + rows[:, :, None] * HEAD_DIM + dims[None, None, :],
+            mask=inside[:, :, None] & (dims < HEAD_DIM)[None, None, :],
             other=0.0,
             cache_modifier=".cg",
         )
-        new_max = tl.maximum(total_max, tl.max(row_max, 0))
-        weights = tl.exp2(row_max - new_max)
+        new_max = tl.maximum(total_max, tl.max(row_max, 1))
+        weights = tl.exp2(row_max - new_max[:, None])
         rescale = tl.exp2(total_max - new_max)
-        total = total * rescale + tl.sum(acc * weights[:, None], 0)
-        total_sum = total_sum * rescale + tl.sum(row_sum * weights, 0)
+        total = total * rescale[:, None] + tl.sum(acc * weights[:, :, None], 1)
+        total_sum = total_sum * rescale + tl.sum(row_sum * weights, 1)
         total_max = new_max
-    return total / total_sum
+    return total / total_sum[:, None]
 
 
-@triton.jit(do_not_specialize_on_alignment=["seq_lens_ptr", "block_table_ptr"])
+# Arguments that differ between steps and models must not each bring a new compilation.
+@triton.jit(
+    do_not_specialize=["window", "table_row_stride", "num_kv_heads", "max_chunks", "min_chunk"],
+    do_not_specialize_on_alignment=["seq_lens_ptr", "block_table_ptr"],
+)
 def attention_decode_kernel(
     q_ptr,
     k_ptr,
@@ -137,12 +140,13 @@ def attention_decode_kernel(
     v_head_stride,
     table_row_stride,
     num_kv_heads,
+    max_chunks,
+    min_chunk,
     Q_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-    MAX_CHUNKS: tl.constexpr,
-    MIN_CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
@@ -161,7 +165,7 @@ def attention_decode_kernel(
     if HAS_WINDOW:
         first = tl.maximum(kv_len - window, 0)
     num_keys = kv_len - first
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(num_keys, MAX_CHUNKS), BLOCK_N) * BLOCK_N, MIN_CHUNK)
+    chunk = tl.maximum(tl.cdiv(tl.cdiv(num_keys, max_chunks), BLOCK_N) * BLOCK_N, min_chunk)
     num_chunks = tl.cdiv(num_keys, chunk)
     # A sequence of length 0 has no chunk, but its result is written: 0.
     if tl.program_id(2) >= tl.maximum(num_chunks, 1):
@@ -177,7 +181,7 @@ def attention_decode_kernel(
     table_row_ptr = block_table_ptr + seq.to(tl.int64) * table_row_stride
     out_rows = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + heads
     # Partial results lie [sequence, query head, chunk].
-    partial_rows = out_rows * MAX_CHUNKS
+    partial_rows = out_rows * max_chunks
 
     # Without a sink: nothing seen yet. With one: a key of value 0, in the denominator only.
     first_max = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -219,15 +223,26 @@ def attention_decode_kernel(
     sharing = tl.minimum(num_chunks, tl.num_programs(2))
     if tl.atomic_add(arrival_ptr, 1, sem="acq_rel", scope="gpu") == sharing - 1:
         tl.store(arrival_ptr, 0)
-        for group_head in tl.static_range(Q_PER_KV):
-            head = kv_head * Q_PER_KV + group_head
-            out_row = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + head
-            out = _combine(
-                partial_ptr, max_ptr, sum_ptr, out_row * MAX_CHUNKS, num_chunks, sinks_ptr, head,
-                HEAD_DIM, BLOCK_D, HAS_SINKS,
-            )  # fmt: skip
-            out_offsets = out_row * HEAD_DIM + dims
-            tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=dims < HEAD_DIM)
+        # Of the tile's rows only the first few are heads: the rest would cost registers.
+        group = tl.arange(0, GROUP_ROWS)
+        real_head = group < Q_PER_KV
+        group_heads = kv_head * Q_PER_KV + group
+        group_rows = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + group_heads
+        total_max = tl.full((GROUP_ROWS,), float("-inf"), tl.float32)
+        total_sum = tl.zeros((GROUP_ROWS,), tl.float32)
+        if HAS_SINKS:
+            sinks = tl.load(sinks_ptr + group_heads, mask=real_head, other=0.0)
+            total_max = sinks.to(tl.float32) * LOG2_E
+            total_sum += 1.0
+        out = _combine(
+            partial_ptr, max_ptr, sum_ptr, group_rows * max_chunks, real_head, num_chunks,
+            total_max, total_sum, HEAD_DIM, BLOCK_D, GROUP_ROWS,
+        )  # fmt: skip
+        tl.store(
+            out_ptr + group_rows[:, None] * HEAD_DIM + dims[None, :],
+            out.to(out_ptr.dtype.element_ty),
+            mask=real_head[:, None] & (dims < HEAD_DIM)[None, :],
+        )
 
 
 def attention_decode(
@@ -309,12 +324,13 @@ def launch(
         v_cache.stride(2),
         block_table.stride(0),
         num_kv_heads,
+        how.max_chunks,
+        how.min_chunk,
         Q_PER_KV=q_per_kv,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
-        MAX_CHUNKS=how.max_chunks,
-        MIN_CHUNK=how.min_chunk,
         ROWS=max(MIN_ROWS, triton.next_power_of_2(q_per_kv)),
+        GROUP_ROWS=triton.next_power_of_2(q_per_kv),
         BLOCK_N=how.block_n,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         HAS_WINDOW=window is not None,

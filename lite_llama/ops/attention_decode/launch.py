@@ -43,13 +43,17 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     decides only how many programs share the chunks.
     """
     min_chunk = 128
-    # About two programs an SM when one sequence runs alone.
+    # About two programs an SM when one sequence runs alone; 32 chunks combine in one go.
     wanted = min(128, max(1, 2 * gpu.num_sms // problem.num_kv_heads))
+    wanted = wanted // 32 * 32 or wanted
     max_chunks = max(1, min(wanted, -(-problem.max_kv_len // min_chunk)))
     # Enough programs to fill the GPU several times; more would only start and exit.
     heads = problem.num_seqs * problem.num_kv_heads
     programs = max(1, min(max_chunks, -(-16 * gpu.num_sms // heads)))
-    block_n = 64 if problem.head_dim <= 64 else 32
-    if problem.dtype == torch.float32:
-        block_n = 32
-    return Launch(max_chunks, min_chunk, programs, block_n, num_warps=4, num_stages=3)
+    # Few programs must each keep much in flight: of 9 stages, 4 hold keys and values, the others
+    # the block numbers they wait for. Many leave room for each other.
+    many = heads * programs > 2 * gpu.num_sms
+    num_stages = 3 if many or problem.dtype == torch.float32 else 9
+    if problem.dtype == torch.float32 or problem.head_dim > 64:
+        return Launch(max_chunks, min_chunk, programs, 32, num_warps=4, num_stages=num_stages)
+    return Launch(max_chunks, min_chunk, programs, 64, num_warps=2, num_stages=num_stages)

@@ -122,7 +122,7 @@ def _attend(
 
 # Arguments that change from step to step must not each bring a new compilation.
 @triton.jit(
-    do_not_specialize=["num_query_blocks", "heads_per_section"],
+    do_not_specialize=["num_query_blocks", "heads_per_section", "window", "table_row_stride"],
     do_not_specialize_on_alignment=["cu_seqlens_q_ptr", "seq_lens_ptr", "block_table_ptr"],
 )
 def attention_prefill_kernel(
@@ -329,7 +329,7 @@ def launch(
         Q_PER_KV=num_q_heads // k.shape[-2],
         HEAD_DIM=head_dim,
         BLOCK_SIZE=0 if block_table is None else k.shape[1],
-        SEQS_BEFORE=triton.next_power_of_2(num_seqs) if block_table is None else 1,
+        SEQS_BEFORE=max(16, triton.next_power_of_2(num_seqs)) if block_table is None else 1,
         BLOCK_M=how.block_m,
         BLOCK_N=how.block_n,
         BLOCK_D=block_d,

@@ -38,19 +38,60 @@ class Launch:
 
 
 def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
-    """The tile for this problem on this GPU; pure."""
-    q_per_kv = problem.num_q_heads // problem.num_kv_heads
+    """The tile for this problem on this GPU; pure.
+
+    Hopper's tiles are the fastest of those measured on an H200: docs/lab/attention_prefill.md.
+    """
+    section = _heads_per_section(problem, gpu)
     if problem.dtype == torch.float32:
         # No tensor cores in exact float32: a small tile keeps the operands in registers.
-        return Launch(32, 32, 4, 2, q_per_kv)
-    block_m = 64 if problem.max_q_len <= 64 else 128
-    # Where there is no wgmma, operands lie in registers too.
-    has_wgmma_or_better = gpu.capability[0] in (9, 10)
-    block_n = 64 if problem.head_dim <= 64 or has_wgmma_or_better else 32
-    wide = problem.head_dim > 64 or not has_wgmma_or_better
-    num_warps = 8 if wide and block_m == 128 else 4
-    fits_a_block = problem.block_size == 0 or problem.block_size % block_n == 0
-    use_tma = gpu.capability >= (9, 0) and problem.tma_ready and fits_a_block
+        return Launch(32, 32, 4, 2, section)
+    block_m, block_n, num_warps, num_stages = _tile(problem, gpu)
+    block_m = 64 if problem.max_q_len <= 64 else block_m
     row_bytes = max(16, problem.head_dim) * problem.dtype.itemsize
-    stages = (gpu.shared_bytes_per_block // row_bytes - block_m) // (2 * block_n)
-    return Launch(block_m, block_n, num_warps, max(1, min(3, stages)), q_per_kv, use_tma)
+    fitting = (gpu.shared_bytes_per_block // row_bytes - block_m) // (2 * block_n)
+    return Launch(
+        block_m,
+        block_n,
+        num_warps if block_m == 128 else 4,
+        max(1, min(num_stages, fitting)),
+        section,
+        _use_tma(problem, gpu, block_n),
+    )
+
+
+def _tile(problem: Problem, gpu: GpuSpec) -> tuple[int, int, int, int]:
+    """(queries, keys, warps, stages)."""
+    if gpu.capability[0] not in (9, 10):
+        # Where there is no wgmma, operands lie in registers.
+        return 128, 64 if problem.head_dim <= 64 else 32, 8, 3
+    if not _use_tma(problem, gpu, 64):
+        # Pointers take registers: more warps share them.
+        if problem.max_q_len <= 64:
+            return 64, 64, 4, 3
+        return (128, 64, 8, 3) if problem.head_dim <= 64 else (128, 128, 8, 2)
+    if problem.head_dim > 64:
+        # Two programs an SM: one multiplies while the other exponentiates.
+        return 64, 64, 4, 3
+    # Three programs an SM; on the diagonal, a narrow tile computes less in vain.
+    return (128, 64, 4, 3) if problem.causal else (64, 128, 4, 2)
+
+
+def _use_tma(problem: Problem, gpu: GpuSpec, block_n: int) -> bool:
+    fits_a_block = problem.block_size % block_n == 0
+    return gpu.capability >= (9, 0) and problem.tma_ready and fits_a_block
+
+
+def _heads_per_section(problem: Problem, gpu: GpuSpec) -> int:
+    """As many KV heads' query heads as have their keys and values in half of the L2 cache.
+
+    Longest query blocks first over many heads levels the load, over few heads it keeps K and V
+    in the cache: at 4096 keys all heads are 5 % faster than one, at 16384 four are.
+    """
+    row_bytes = 2 * problem.head_dim * problem.dtype.itemsize
+    fitting = gpu.l2_bytes // 2 // max(1, problem.max_q_len * row_bytes)
+    together = max(
+        n for n in range(1, problem.num_kv_heads + 1)
+        if problem.num_kv_heads % n == 0 and n <= max(1, fitting)
+    )  # fmt: skip
+    return together * (problem.num_q_heads // problem.num_kv_heads)

@@ -29,9 +29,10 @@ def _kv_write(
     token = (tl.program_id(0) // pieces).to(tl.int64)
     columns = (tl.program_id(0) % pieces) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots_ptr + token).to(tl.int64)
+    # Padding is read too: loads that wait for the slot cost twice the latency.
+    k = tl.load(k_ptr + token * k_token_stride + columns, mask=columns < n)
+    v = tl.load(v_ptr + token * v_token_stride + columns, mask=columns < n)
     mask = (columns < n) & (slot >= 0)
-    k = tl.load(k_ptr + token * k_token_stride + columns, mask=mask)
-    v = tl.load(v_ptr + token * v_token_stride + columns, mask=mask)
     if LIMIT is not None:  # fp8 saturates
         k = tl.clamp(k.to(tl.float32), -LIMIT, LIMIT)
         v = tl.clamp(v.to(tl.float32), -LIMIT, LIMIT)

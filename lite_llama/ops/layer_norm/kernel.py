@@ -1,4 +1,8 @@
-"""layer_norm in Triton: rows stay in registers, the variance is taken after the mean."""
+"""layer_norm in Triton: rows stay in registers, the variance is taken after the mean.
+
+A program walks rows a grid apart: with one row a program, weight and bias made two thirds of what
+an SM read from L2 (4096 x 8192 bf16: 47 µs on an H200, 66 % of the roof).
+"""
 
 import torch
 import triton
@@ -7,7 +11,10 @@ from torch import Tensor
 
 from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.kernel_lib.row_launch import choose_row_launch
-from lite_llama.kernel_lib.rows import as_rows, ceil_div
+from lite_llama.kernel_lib.rows import as_rows
+
+# This row, the next, weight and bias, as ptxas counts (tests/compile).
+_REGISTERS_PER_VALUE = 4.0
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # a step's size must not cost a compilation
@@ -23,18 +30,29 @@ def _layer_norm(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
     in_row = columns < n
-    mask = (rows < num_rows) & in_row
     weight = tl.load(weight_ptr + columns, mask=in_row, other=0.0)
     bias = tl.load(bias_ptr + columns, mask=in_row, other=0.0)
-    x = tl.load(x_ptr + rows * x_row_stride + columns, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.sum(x, axis=1, keep_dims=True) / n
-    centred = tl.where(in_row, x - mean, 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred, axis=1, keep_dims=True) / n + eps)
-    out = centred * scale * weight.to(tl.float32) + bias.to(tl.float32)
-    tl.store(out_ptr + rows * n + columns, out.to(out_ptr.dtype.element_ty), mask=mask)
+    first_row = tl.program_id(0) * ROWS
+    step = tl.num_programs(0) * ROWS
+    rows = first_row.to(tl.int64) + tl.arange(0, ROWS)[:, None]
+    mask = (rows < num_rows) & in_row
+    x = tl.load(x_ptr + rows * x_row_stride + columns, mask=mask, other=0.0)
+    for _ in range(first_row, num_rows, step):
+        # The next rows are on their way while these are summed.
+        next_rows = rows + step
+        next_mask = (next_rows < num_rows) & in_row
+        next_x = tl.load(x_ptr + next_rows * x_row_stride + columns, mask=next_mask, other=0.0)
+        wide = x.to(tl.float32)
+        mean = tl.sum(wide, axis=1, keep_dims=True) / n
+        centred = tl.where(in_row, wide - mean, 0.0)
+        scale = tl.rsqrt(tl.sum(centred * centred, axis=1, keep_dims=True) / n + eps)
+        out = centred * scale * weight.to(tl.float32) + bias.to(tl.float32)
+        tl.store(out_ptr + rows * n + columns, out.to(out_ptr.dtype.element_ty), mask=mask)
+        rows = next_rows
+        mask = next_mask
+        x = next_x
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -42,8 +60,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = as_rows(x)
     num_rows, n = rows.shape
-    launch = choose_row_launch(num_rows, n, x.element_size(), gpu_spec(x.device))
-    _layer_norm[(ceil_div(num_rows, launch.rows),)](
+    gpu = gpu_spec(x.device)
+    launch = choose_row_launch(num_rows, n, x.element_size(), _REGISTERS_PER_VALUE, gpu)
+    _layer_norm[(launch.programs,)](
         rows,
         weight,
         bias,

@@ -19,6 +19,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         k=weight.shape[1],
         dtype=weight.dtype,
         tma_ready=tma_ready(operand, weight),
+        widens=x.dtype.itemsize > weight.dtype.itemsize,
     )
     how = choose_launch(problem, gpu_spec(x.device))
     if how.kind == "cublas":
@@ -51,6 +52,9 @@ def linear_fp8(
     )
     how = choose_launch(problem, gpu_spec(x.device))
     scales = (x_scale, weight_scale)
+    if how.kind == "cublas":
+        y = torch._scaled_mm(x, weight.t(), *scales, out_dtype=out_dtype)
+        return y if bias is None else y.add_(bias)
     return matmul(how, x, weight, bias, scales=scales, out_dtype=out_dtype)
 
 

@@ -1,4 +1,4 @@
-"""rope in Triton: a program rotates several heads of one token; sines come from the table."""
+"""rope in Triton: a program rotates some heads of one token; sines come from the table."""
 
 import triton
 import triton.language as tl
@@ -14,14 +14,13 @@ def _rotate(
     head_stride,
     first_head,
     num_heads,
+    columns,
     cos,
     sin,
     HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
 ):
     heads = first_head + tl.arange(0, BLOCK_HEADS)[:, None]
-    columns = tl.arange(0, BLOCK_HALF)[None, :]
     mask = (heads < num_heads) & (columns < HALF)
     a_at = x_ptr + heads.to(tl.int64) * head_stride + columns
     a = tl.load(a_at, mask=mask, other=0.0).to(tl.float32)
@@ -45,13 +44,16 @@ def _rope(
     num_kv_heads,
     HALF: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
+    BLOCK_PAIRS: tl.constexpr,
 ):
     q_pieces = tl.cdiv(num_q_heads, BLOCK_HEADS)
     pieces = q_pieces + tl.cdiv(num_kv_heads, BLOCK_HEADS)
-    token = (tl.program_id(0) // pieces).to(tl.int64)
+    cuts: tl.constexpr = (HALF + BLOCK_PAIRS - 1) // BLOCK_PAIRS
+    # Neighbouring programs share a cut of the table.
     piece = tl.program_id(0) % pieces
-    columns = tl.arange(0, BLOCK_HALF)[None, :]
+    cut = (tl.program_id(0) // pieces) % cuts
+    token = (tl.program_id(0) // (pieces * cuts)).to(tl.int64)
+    columns = cut * BLOCK_PAIRS + tl.arange(0, BLOCK_PAIRS)[None, :]
     row = cos_sin_ptr + tl.load(positions_ptr + token).to(tl.int64) * cos_sin_stride
     cos = tl.load(row + columns, mask=columns < HALF, other=0.0)
     sin = tl.load(row + HALF + columns, mask=columns < HALF, other=0.0)
@@ -61,11 +63,11 @@ def _rope(
             q_head_stride,
             piece * BLOCK_HEADS,
             num_q_heads,
+            columns,
             cos,
             sin,
             HALF,
             BLOCK_HEADS,
-            BLOCK_HALF,
         )
     else:
         _rotate(
@@ -73,11 +75,11 @@ def _rope(
             k_head_stride,
             (piece - q_pieces) * BLOCK_HEADS,
             num_kv_heads,
+            columns,
             cos,
             sin,
             HALF,
             BLOCK_HEADS,
-            BLOCK_HALF,
         )
 
 
@@ -86,9 +88,9 @@ def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
     num_tokens, num_q_heads, _ = q.shape
     num_kv_heads = k.shape[1]
     half = cos_sin.shape[1] // 2
-    launch = choose_launch(max(num_q_heads, num_kv_heads), half)
+    launch = choose_launch(num_q_heads, num_kv_heads, half)
     pieces = ceil_div(num_q_heads, launch.heads) + ceil_div(num_kv_heads, launch.heads)
-    _rope[(num_tokens * pieces,)](
+    _rope[(num_tokens * ceil_div(half, launch.pairs) * pieces,)](
         q,
         k,
         cos_sin,
@@ -102,6 +104,6 @@ def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
         num_kv_heads,
         HALF=half,
         BLOCK_HEADS=launch.heads,
-        BLOCK_HALF=launch.half,
+        BLOCK_PAIRS=launch.pairs,
         num_warps=launch.num_warps,
     )

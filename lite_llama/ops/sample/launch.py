@@ -1,4 +1,4 @@
-"""How a row of logits is split over programs, and the steps of the search for its thresholds."""
+"""How a row of logits is cut into pieces and groups."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,39 @@ _BLOCK = 4096
 # A row's partial results are held in one program's registers.
 _MAX_SPLITS = 1024
 MAX_VOCAB = _BLOCK * _MAX_SPLITS
-# A pass compares with 16 thresholds and so settles 4 of a key's 32 bits. 5 bits a pass would save a
-# launch of each search and double the arithmetic, which already takes as long as the reads.
-BITS_PER_PASS = 4
-NUM_PASSES = 32 // BITS_PER_PASS
+# One program holds a row's group maxima in registers, then the tokens of its best groups.
+_MIN_GROUP, _MAX_GROUPS_OF_ROW, _MAX_TOKENS = 16, 8192, 16384
 
 
 @dataclass(frozen=True)
 class SampleLaunch:
-    """A row is cut into `splits` pieces of `block` columns; `split_block` pads splits."""
+    """A row is cut into `splits` pieces of `block` columns, and into `groups` of `group` columns,
+    of which the best `best_groups` are looked at closely; `*_block` pad to powers of two."""
 
     splits: int
     split_block: int
     block: int
     num_warps: int
+    group: int
+    groups: int
+    groups_block: int
+    best_groups: int
 
 
 def choose_launch(vocab: int) -> SampleLaunch:
-    """Splits depend on the vocabulary alone: a row draws the same token in any batch."""
-    block = min(next_power_of_2(vocab), _BLOCK)
+    """Depends on the vocabulary alone: a row draws the same token in any batch."""
+    block = min(max(next_power_of_2(vocab), 32), _BLOCK)
     splits = ceil_div(vocab, block)
-    return SampleLaunch(splits, next_power_of_2(splits), block, num_warps=max(1, block // 512))
+    group = max(_MIN_GROUP, next_power_of_2(ceil_div(vocab, _MAX_GROUPS_OF_ROW)))
+    groups = ceil_div(vocab, group)
+    groups_block = next_power_of_2(groups)
+    return SampleLaunch(
+        splits,
+        next_power_of_2(splits),
+        block,
+        num_warps=max(1, block // 512),
+        group=group,
+        groups=groups,
+        groups_block=groups_block,
+        best_groups=min(groups_block, _MAX_TOKENS // group),
+    )

@@ -5,10 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lite_llama.kernel_lib.rows import as_rows, ceil_div, next_power_of_2
-
-# 256 threads with 16 bytes of each input, twice.
-_BYTES_PER_PROGRAM = 256 * 16 * 2
+from lite_llama.kernel_lib.gpu import gpu_spec
+from lite_llama.kernel_lib.row_launch import choose_piece_launch
+from lite_llama.kernel_lib.rows import as_rows, ceil_div
 
 
 @triton.jit
@@ -29,15 +28,15 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
     gate, up = as_rows(gate), as_rows(up)
     num_rows, n = gate.shape
-    block = min(next_power_of_2(n), _BYTES_PER_PROGRAM // gate.element_size())
-    _swiglu[(num_rows * ceil_div(n, block),)](
+    launch = choose_piece_launch(num_rows, n, gate.element_size(), gpu_spec(gate.device))
+    _swiglu[(num_rows * ceil_div(n, launch.block),)](
         gate,
         up,
         out,
         gate.stride(0),
         up.stride(0),
         n,
-        BLOCK=block,
-        num_warps=max(1, min(8, block * gate.element_size() // 1024)),
+        BLOCK=launch.block,
+        num_warps=launch.num_warps,
     )
     return out

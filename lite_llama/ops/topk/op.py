@@ -11,7 +11,7 @@ from lite_llama.ops.topk.launch import MAX_COLUMNS, MAX_K
 def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(values [..., k], indices int64 [..., k]) of x [..., n], largest first.
 
-    1 <= k <= 256, k <= n <= 2²¹. Among equal values the lower index comes first; NaN counts as the
+    1 <= k <= 256, k <= n <= 2²⁰. Among equal values the lower index comes first; NaN counts as the
     largest value.
     """
     check_float_up_to_32("x", x)

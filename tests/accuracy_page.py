@@ -1,7 +1,7 @@
 """Greedy answers of the default model beside those of transformers on the same weights.
 
-`python -m bench.accuracy` writes docs/accuracy.md. The oracle is built apart from our own code:
-gguf-py decodes the file, its row order is undone by a reshape, and transformers computes in
+`python -m tests.accuracy_page` writes docs/accuracy.md. The oracle is built apart from our own
+code: gguf-py decodes the file, its row order is undone by a reshape, and transformers computes in
 float32.
 """
 
@@ -119,7 +119,7 @@ def main() -> None:
         "",
         f"Greedy answers of {DEFAULT_MODEL_NAME} (Q4_1), {NUM_TOKENS} tokens, end token ignored,",
         "on the CPU. transformers computes in float32 on the same decoded weights. Written by",
-        "`python -m bench.accuracy`.",
+        "`python -m tests.accuracy_page`.",
         "",
         "| prompt | float32, alone | float32, batch of 4 | auto: equal tokens at the start |",
         "| --- | --- | --- | --- |",

@@ -1,0 +1,95 @@
+"""Recorded steps, launched ahead of the host, give the tokens of plain ones, bit for bit."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lite_llama import EngineConfig, SamplingParams
+from lite_llama.engine.config import resolve
+from lite_llama.engine.engine import Engine
+from lite_llama.models import decode_chain
+from lite_llama.models.decoder import Decoder
+from lite_llama.models.loader import Precision, random_decoder
+from tests.models.test_decode_chain import BASE
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: no CUDA graphs")
+
+CONFIG = replace(BASE, vocab_size=1000, hidden_size=128, intermediate_size=192, max_positions=256)
+PROMPTS = [list(range(3, 3 + n)) for n in (5, 17, 33)]
+GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    torch.manual_seed(3)
+    precision = Precision(torch.bfloat16, torch.bfloat16)
+    return random_decoder(CONFIG, precision, device=torch.device("cuda"), num_positions=256)
+
+
+def engine(decoder: Decoder, *, eager: bool, eos: Sequence[int] = ()) -> Engine:
+    asked = EngineConfig(
+        dtype="bfloat16", device="cuda", max_num_seqs=4, enforce_eager=eager, prefix_caching=False
+    )
+    return Engine(decoder, resolve(asked, CONFIG), 64, frozenset(eos))
+
+
+def run(engine: Engine, params: Sequence[SamplingParams], *, late: int = 0) -> dict[str, list[int]]:
+    """Tokens by request; the last request joins after `late` steps."""
+    tokens: dict[str, list[int]] = {str(i): [] for i in range(len(params))}
+    jobs = list(zip(tokens, PROMPTS, params, strict=True))
+    for job in jobs[:-1] if late else jobs:
+        engine.add(*job)
+    steps = 0
+    while engine.has_requests:
+        steps += 1
+        if steps == late:
+            engine.add(*jobs[-1])
+        for output in engine.step():
+            tokens[output.request_id].append(output.token_id)
+    engine.scheduler.pool.check()
+    assert engine.scheduler.pool.num_used == 0
+    return tokens
+
+
+@pytest.mark.parametrize("late", [0, 7])
+def test_batches_that_are_joined_and_left_give_the_eager_tokens(
+    decoder: Decoder, late: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last sequence runs alone at the end; the fused chain rounds alike but sums otherwise.
+    monkeypatch.setattr(decode_chain, "fits", lambda *_: False)
+    params = [replace(GREEDY, max_tokens=n) for n in (40, 11, 25)]
+    want = run(engine(decoder, eager=True), params, late=late)
+    assert run(engine(decoder, eager=False), params, late=late) == want
+
+
+def test_seeded_draws_are_those_of_eager_steps(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_chain, "fits", lambda *_: False)
+    params = [replace(GREEDY, temperature=1.0, top_k=k, seed=k) for k in (0, 5, 40)]
+    want = run(engine(decoder, eager=True), params)
+    assert run(engine(decoder, eager=False), params) == want
+
+
+def test_a_stop_token_ends_a_sequence_whose_next_step_is_under_way(decoder: Decoder) -> None:
+    free = run(engine(decoder, eager=False), [GREEDY] * 3)
+    stop = free["1"][12]
+    first = free["1"].index(stop)
+    params = [replace(GREEDY, ignore_eos=False)] * 3
+    stopped = run(engine(decoder, eager=False, eos=[stop]), params)
+    assert stopped["1"] == free["1"][: first + 1]
+
+
+def test_the_chain_is_near_the_decoder_and_repeats_itself(decoder: Decoder) -> None:
+    assert decode_chain.fits(decoder, 1)
+    one = [GREEDY]
+    chained = run(engine(decoder, eager=False), one)["0"]
+    assert run(engine(decoder, eager=False), one)["0"] == chained
+    # Where it parts from the eager tokens, the two best logits were close.
+    plain = run(engine(decoder, eager=True), one)["0"]
+    parted = next((i for i, (a, b) in enumerate(zip(chained, plain, strict=True)) if a != b), None)
+    if parted is not None:
+        logits = engine(decoder, eager=True).logits(PROMPTS[0] + plain[:parted])[-1]
+        assert logits.max() - logits[chained[parted]] < 0.05

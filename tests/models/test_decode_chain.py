@@ -1,0 +1,85 @@
+"""The fused chain computes what the decoder computes: here with the operators' references."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lite_llama.cache.kv_cache import KVCache
+from lite_llama.models import decode_chain
+from lite_llama.models.config import ModelConfig, RopeConfig
+from lite_llama.models.inputs import ForwardBatch
+from lite_llama.models.loader import Precision, random_decoder
+
+BASE = ModelConfig(
+    family="llama",
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=80,
+    num_layers=2,
+    num_q_heads=6,
+    num_kv_heads=2,
+    head_dim=16,
+    norm_eps=1e-5,
+    max_positions=64,
+    rope=RopeConfig(theta=1e4, rotary_dim=16),
+)
+EXACT = Precision(torch.float32, torch.float32)
+BLOCK_SIZE = 4
+
+
+def _batch(token_ids: list[int], start: int, *, decodes: bool) -> ForwardBatch:
+    """Tokens of one sequence whose blocks are 3, 1, 2, 0 in that order."""
+    blocks, count = [3, 1, 2, 0], len(token_ids)
+    positions = range(start, start + count)
+    slots = [blocks[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in positions]
+    return ForwardBatch(
+        token_ids=torch.tensor(token_ids),
+        positions=torch.tensor(list(positions)),
+        slot_mapping=torch.tensor(slots),
+        block_table=torch.tensor([blocks], dtype=torch.int32),
+        seq_lens=torch.tensor([start + count], dtype=torch.int32),
+        cu_seqlens_q=torch.tensor([0] if decodes else [0, count], dtype=torch.int32),
+        logits_rows=None,
+        num_decode_seqs=1 if decodes else 0,
+        max_q_len=0 if decodes else count,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qkv_bias": True},
+        {"o_bias": True},
+        {"qk_norm": True},
+        {"tied_head": True},
+        {"window": 5},
+    ],
+    ids=str,
+)
+def test_a_step_gives_the_decoders_logits_and_cache(changes: dict[str, object]) -> None:
+    torch.manual_seed(1)
+    config = replace(BASE, **changes)  # type: ignore[arg-type]
+    decoder = random_decoder(config, EXACT, device=torch.device("cpu"), num_positions=64)
+    caches = [
+        KVCache.allocate((2, 4, BLOCK_SIZE, 2, 16), torch.float32, torch.device("cpu"))
+        for _ in range(2)
+    ]
+    prompt = torch.randint(0, 97, (9,)).tolist()
+    for cache in caches:
+        decoder.forward(_batch(prompt, 0, decodes=False), cache)
+    step = _batch([5], 9, decodes=True)
+    want = decoder.forward(step, caches[0])
+    got = decode_chain.forward(decoder, step, caches[1])
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+        written = slice(2 * BLOCK_SIZE, 2 * BLOCK_SIZE + 2)  # block 2 holds positions 8 and 9
+        torch.testing.assert_close(ours.k.flatten(0, 1)[written], theirs.k.flatten(0, 1)[written])
+        torch.testing.assert_close(ours.v.flatten(0, 1)[written], theirs.v.flatten(0, 1)[written])
+
+
+def test_the_chain_is_for_one_token_on_a_gpu() -> None:
+    decoder = random_decoder(BASE, EXACT, device=torch.device("cpu"), num_positions=64)
+    assert not decode_chain.fits(decoder, 1)
+    assert not decode_chain.fits(decoder, 2)
