@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import re
 import signal
 import statistics
 import sys
@@ -195,6 +196,14 @@ def test_metrics_have_their_names(guarded: ServerProcess) -> None:
     ):
         assert f"lite_llama:{name}" in text, name
     assert 'lite_llama:request_success_total{finished_reason="length"}' in text
+
+
+def test_the_dashboard_shows_metrics_that_exist(guarded: ServerProcess) -> None:
+    text = httpx.get(f"{guarded.url}/metrics", headers=bearer("first-key")).text
+    dashboard = (Path(__file__).parents[2] / "docs" / "grafana.json").read_text()
+    shown = set(re.findall(r"lite_llama:\w+", dashboard))
+    assert len(shown) > 10
+    assert all(name in text for name in shown)
 
 
 def test_an_idle_server_takes_less_than_one_percent_of_a_core(guarded: ServerProcess) -> None:
