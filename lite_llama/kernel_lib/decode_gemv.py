@@ -143,7 +143,7 @@ def pair_products(
 
 def can_overlap(x: Tensor, *, overlap: bool) -> bool:
     """Whether to launch as a programmatic dependent: asked for, and the GPU has it."""
-    return overlap and x.is_cuda and gpu_spec(x.device).has_pdl
+    return overlap and gpu_spec(x.device).has_pdl
 
 
 def choose_gemv(num_rows: int, num_columns: int) -> GemvLaunch:

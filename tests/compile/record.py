@@ -50,7 +50,7 @@ def compile_everywhere(only: str = "") -> dict[str, dict[str, Usage]]:
 
     def compile_in_process(arch: str) -> dict[str, Usage]:
         command = [sys.executable, "-m", "tests.compile.record", "--print", arch, "--only", only]
-        done = subprocess.run(command, env=_without_interpreter(), capture_output=True, text=True)
+        done = subprocess.run(command, env=without_interpreter(), capture_output=True, text=True)
         assert done.returncode == 0, f"{arch}: {done.stderr[-4000:]}"
         found: dict[str, Usage] = json.loads(done.stdout)
         return found
@@ -79,22 +79,24 @@ def all_cases() -> dict[str, Callable[[], object]]:
     return cases
 
 
-def _without_interpreter() -> dict[str, str]:
+def without_interpreter() -> dict[str, str]:
     import os
 
     return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}  # noqa: TID251
 
 
 def _compile_case(call: Callable[[], object], arch: str) -> Iterator[tuple[str, Usage]]:
-    with _caught_launches(arch) as launches:
+    with caught_launches(arch) as launches:
         call()
     assert launches, "the case launches no kernel"
     for function, args, kwargs in launches:
-        yield function.__name__, _compile(function, args, kwargs, arch)
+        kernel = compile_launch(function, args, kwargs, arch)
+        usage = _usage(kernel.asm["cubin"]) | {"shared_bytes": kernel.metadata.shared}
+        yield function.__name__, usage
 
 
 @contextmanager
-def _caught_launches(arch: str) -> Iterator[list[tuple[Any, Any, Any]]]:
+def caught_launches(arch: str) -> Iterator[list[tuple[Any, Any, Any]]]:
     from triton.runtime.jit import JITFunction
 
     from lite_llama.kernel_lib import gpu
@@ -114,7 +116,8 @@ def _caught_launches(arch: str) -> Iterator[list[tuple[Any, Any, Any]]]:
         JITFunction.run, gpu.INTERPRETER = real_run, real_spec
 
 
-def _compile(function: Any, args: Any, kwargs: Any, arch: str) -> Usage:
+def compile_launch(function: Any, args: Any, kwargs: Any, arch: str) -> Any:
+    """The compiled kernel of a caught launch."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
@@ -128,8 +131,7 @@ def _compile(function: Any, args: Any, kwargs: Any, arch: str) -> Usage:
         backend, rest, bound, specialization, rest
     )
     source = ASTSource(function, signature, constants, attributes)
-    kernel = triton.compile(source, target=target, options=options.__dict__)
-    return _usage(kernel.asm["cubin"]) | {"shared_bytes": kernel.metadata.shared}
+    return triton.compile(source, target=target, options=options.__dict__)
 
 
 def _usage(cubin: bytes) -> Usage:

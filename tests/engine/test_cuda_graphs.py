@@ -38,7 +38,7 @@ def engine(decoder: Decoder, *, eager: bool, eos: Sequence[int] = ()) -> Engine:
 def run(engine: Engine, params: Sequence[SamplingParams], *, late: int = 0) -> dict[str, list[int]]:
     """Tokens by request; the last request joins after `late` steps."""
     tokens: dict[str, list[int]] = {str(i): [] for i in range(len(params))}
-    jobs = list(zip(tokens, PROMPTS, params, strict=True))
+    jobs = list(zip(tokens, PROMPTS[: len(params)], params, strict=True))
     for job in jobs[:-1] if late else jobs:
         engine.add(*job)
     steps = 0

@@ -19,6 +19,47 @@ from lite_llama.ops.attention_decode.launch import Launch, Problem, choose_launc
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Rows of the smallest tensor-core tile.
 MIN_ROWS = 16
+# Keys a program fetches before the wait: a first chunk's worth.
+PREFETCHED_KEYS = tl.constexpr(128)
+LINE_BYTES = tl.constexpr(128)
+
+
+@triton.jit
+def prefetch_cached(
+    k_ptr,
+    v_ptr,
+    table_row_ptr,
+    begin,
+    kv_len,
+    k_block_stride,
+    k_token_stride,
+    v_block_stride,
+    v_token_stride,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """Fetch a chunk's keys and values into L2 while the kernel before still runs."""
+    keys = tl.minimum(begin + tl.arange(0, PREFETCHED_KEYS), kv_len - 1)
+    keys = tl.maximum(keys, 0)
+    blocks = tl.load(table_row_ptr + keys // BLOCK_SIZE).to(tl.int64)
+    slots = keys % BLOCK_SIZE
+    _prefetch_rows(k_ptr + blocks * k_block_stride + slots * k_token_stride, HEAD_DIM)
+    _prefetch_rows(v_ptr + blocks * v_block_stride + slots * v_token_stride, HEAD_DIM)
+
+
+@triton.jit
+def _prefetch_rows(rows_ptr, HEAD_DIM: tl.constexpr):
+    """Ask for the cache lines of rows of HEAD_DIM elements; nothing is read into registers."""
+    ELEMENTS: tl.constexpr = LINE_BYTES // (rows_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    for start in tl.static_range(0, HEAD_DIM, ELEMENTS):
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [rows_ptr + start],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -157,7 +198,6 @@ def attention_decode_kernel(
     """Grid: (KV heads, sequences, programs that share a sequence's chunks)."""
     if OVERLAP:
         gdc_launch_dependents()
-        gdc_wait()
     kv_head = tl.program_id(0)
     seq = tl.program_id(1)
     kv_len = tl.load(seq_lens_ptr + seq).to(tl.int32)
@@ -171,6 +211,16 @@ def attention_decode_kernel(
     if tl.program_id(2) >= tl.maximum(num_chunks, 1):
         return
 
+    table_row_ptr = block_table_ptr + seq.to(tl.int64) * table_row_stride
+    if OVERLAP:
+        # Idle programs have left by now: every program that writes waits.
+        prefetch_cached(
+            k_ptr + kv_head * k_head_stride, v_ptr + kv_head * v_head_stride, table_row_ptr,
+            first + tl.program_id(2) * chunk, kv_len, k_block_stride, k_token_stride,
+            v_block_stride, v_token_stride, HEAD_DIM, BLOCK_SIZE,
+        )  # fmt: skip
+        gdc_wait()
+
     head_in_group = tl.arange(0, ROWS)
     real_row = head_in_group < Q_PER_KV
     heads = kv_head * Q_PER_KV + head_in_group
@@ -178,7 +228,6 @@ def attention_decode_kernel(
     inside = real_row[:, None] & (dims < HEAD_DIM)[None, :]
     q_offsets = seq.to(tl.int64) * q_row_stride + heads[:, None] * q_head_stride + dims[None, :]
     q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
-    table_row_ptr = block_table_ptr + seq.to(tl.int64) * table_row_stride
     out_rows = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + heads
     # Partial results lie [sequence, query head, chunk].
     partial_rows = out_rows * max_chunks
@@ -294,7 +343,7 @@ def launch(
 ) -> Tensor:
     """Run the kernel as `how` says; the arguments are attention_decode's."""
     num_seqs, num_q_heads, head_dim = q.shape
-    overlap = overlap and q.is_cuda and gpu_spec(q.device).has_pdl
+    overlap = overlap and gpu_spec(q.device).has_pdl
     block_size, num_kv_heads = k_cache.shape[1:3]
     q_per_kv = num_q_heads // num_kv_heads
     out = torch.empty_like(q, memory_format=torch.contiguous_format)

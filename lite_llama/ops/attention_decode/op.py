@@ -36,7 +36,8 @@ def attention_decode(
     [num_blocks, block_size, num_kv_heads, head_dim]; block_table int32 [num_seqs, max_blocks];
     seq_lens int32 [num_seqs], the new token included; a length of 0 marks a padding row, whose
     result is 0. scale, window, sinks and head grouping as in `attention_prefill`.
-    `overlap` launches the kernel as a programmatic dependent where the GPU has that.
+    `overlap` launches the kernel as a programmatic dependent where the GPU has that: lengths,
+    block table and all cached keys but each sequence's newest must be older than the kernel before.
     Returns q's shape and dtype.
     """
     _check_heads(q, k_cache, v_cache)

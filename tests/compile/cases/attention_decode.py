@@ -4,7 +4,12 @@ from lite_llama.ops.attention_decode import kernel
 
 
 def _decode(
-    heads: tuple[int, int], head_dim: int, dtype: torch.dtype, *, block_size: int = 16
+    heads: tuple[int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    *,
+    block_size: int = 16,
+    overlap: bool = False,
 ) -> None:
     num_q_heads, num_kv_heads = heads
     cache = torch.empty(64, block_size, num_kv_heads, head_dim, dtype=dtype, device="meta")
@@ -17,11 +22,13 @@ def _decode(
         scale=head_dim**-0.5,
         window=None,
         sinks=None,
+        overlap=overlap,
     )
 
 
 CASES = {
     "32/8 64 bf16": lambda: _decode((32, 8), 64, torch.bfloat16),
+    "32/8 64 bf16 in the chain": lambda: _decode((32, 8), 64, torch.bfloat16, overlap=True),
     "32/8 128 bf16": lambda: _decode((32, 8), 128, torch.bfloat16),
     "32/8 128 bf16 blocks of 256": lambda: _decode((32, 8), 128, torch.bfloat16, block_size=256),
     "12/2 128 bf16": lambda: _decode((12, 2), 128, torch.bfloat16),

@@ -13,4 +13,4 @@ def _linear_add(rows: int, columns: int, *, biased: bool = False) -> None:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
     bias = empty(rows) if biased else None
-    kernel.linear_add(empty(1, columns), empty(rows, columns), empty(1, rows), bias, overlap=False)
+    kernel.linear_add(empty(1, columns), empty(rows, columns), empty(1, rows), bias, overlap=True)

@@ -13,5 +13,5 @@ def _norm_gate_up(inter: int, hidden: int) -> None:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
     kernel.norm_gate_up(
-        empty(1, hidden), empty(hidden), empty(2 * inter, hidden), 1e-5, overlap=False
+        empty(1, hidden), empty(hidden), empty(2 * inter, hidden), 1e-5, overlap=True
     )

@@ -25,5 +25,5 @@ def _norm_qkv(num_q: int, num_kv: int, dim: int, hidden: int, *, biased: bool = 
         k_cache=cache,
         v_cache=cache,
         slot_mapping=empty(1, dtype=torch.int64),
-        overlap=False,
+        overlap=True,
     )
