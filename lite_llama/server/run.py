@@ -149,7 +149,8 @@ async def _serve(
     phases.report(f"{service.names[0]} on {scheme}://{f'[{host}]' if ':' in host else host}:{port}")
     await server.serve(sockets=[listener])
     watch.cancel()
-    await service.engine.stop()
+    if ending.exit_code == 0:  # an engine that hangs cannot be waited for
+        await service.engine.stop()
     return ending.exit_code
 
 
