@@ -1,5 +1,9 @@
-"""Draw bench/plots/<gpu>/<operator>.png from the log: `python -m lite_llama.bench.plot`."""
+"""Draw bench/plots/<gpu>/ from the log: `python -m lite_llama.bench.plot`.
 
+One picture an operator with all its cases, and one a series: rates over a growing size.
+"""
+
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +14,28 @@ from lite_llama.bench.record import DEFAULT_FOLDER, read
 _PREFIX = "ops/"
 # One colour an engine, in every plot.
 _COLOURS = {"lite_llama": "C0", "torch": "C1", "torch.compile": "C2"}
+
+
+# file name: (operator, cases whose name this matches with the size in its group, dtype, unit)
+_SERIES = {
+    "softmax_by_columns": ("softmax", r"4096x(\d+)", "bf16", "GB/s"),
+    "rms_norm_by_columns": ("rms_norm", r"4096x(\d+)", "bf16", "GB/s"),
+    "layer_norm_by_columns": ("layer_norm", r"4096x(\d+)", "bf16", "GB/s"),
+    "linear_by_size": ("linear", r"(\d+)x\1x\1(?: \(\w+\))?", "bf16", "TFLOP/s"),
+    "linear_fp8_by_size": ("linear", r"(\d+)x\1x\1 fp8.*", "float8_e4m3fn", "TFLOP/s"),
+    "attention_b8_h64_d64": (
+        "attention_prefill",
+        r"b8 h64/64 d64 n(\d+) causal",
+        "bf16",
+        "TFLOP/s",
+    ),
+    "attention_b4_h32_d64": (
+        "attention_prefill",
+        r"b4 h32/32 d64 n(\d+) causal",
+        "bf16",
+        "TFLOP/s",
+    ),
+}
 
 
 def main(logs: Iterable[Path] = ()) -> None:
@@ -28,7 +54,51 @@ def draw(log: Path, folder: Path) -> list[Path]:
             key = (line["case"], line["dtype"], line["engine"])
             newest.setdefault(name, {})[key] = line
     folder.mkdir(parents=True, exist_ok=True)
-    return [_draw_operator(name, lines.values(), folder) for name, lines in newest.items()]
+    drawn = [_draw_operator(name, lines.values(), folder) for name, lines in newest.items()]
+    for file, (name, pattern, dtype, unit) in _SERIES.items():
+        points = _points(newest.get(name, {}).values(), pattern, dtype, unit)
+        if points:
+            title = f"{name}, {dtype}, {next(iter(newest[name].values()))['gpu']}"
+            drawn.append(_draw_series(points, title, unit, folder / f"{file}.png"))
+    return drawn
+
+
+def _points(
+    lines: Iterable[dict[str, Any]], pattern: str, dtype: str, unit: str
+) -> dict[str, list[tuple[int, float]]]:
+    """Engine -> (size, rate) in order of size; empty unless there are three sizes or more."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        match = re.fullmatch(pattern, line["case"])
+        if match and line["dtype"] == dtype:
+            work = line["bytes"] * 1e-9 if unit == "GB/s" else line["flops"] * 1e-12
+            rate = work / (line["median_us"] * 1e-6)
+            points.setdefault(line["engine"], []).append((int(match[1]), rate))
+    sizes = {size for series in points.values() for size, _ in series}
+    return {engine: sorted(series) for engine, series in points.items()} if len(sizes) > 2 else {}
+
+
+def _draw_series(
+    points: dict[str, list[tuple[int, float]]], title: str, unit: str, path: Path
+) -> Path:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    for engine, series in points.items():
+        sizes, rates = zip(*series, strict=True)
+        axes.plot(sizes, rates, marker="o", label=engine, color=_COLOURS.get(engine))
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("size")
+    axes.set_ylabel(unit)
+    axes.set_title(title)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return path
 
 
 def _draw_operator(name: str, lines: Iterable[dict[str, Any]], folder: Path) -> Path:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+import uvloop
 
 from lite_llama.checkpoint.default_model import DEFAULT_MODEL_NAME
 from lite_llama.errors import ConfigError
@@ -74,7 +75,7 @@ def serve(model: str | None, config: ServeConfig, settings: dict[str, Any], phas
         with llm:
             with phases.phase("warm up"):
                 _warm_up(llm)
-            return asyncio.run(_serve(llm, _name(model), config, listener, phases))
+            return uvloop.run(_serve(llm, _name(model), config, listener, phases))
     finally:
         listener.close()
 

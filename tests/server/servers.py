@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import uvloop
 
 from lite_llama.llm import LLM
 from lite_llama.server.config import ServeConfig
@@ -35,7 +36,7 @@ class LocalServer:
         self.service: Service
         self._ready = threading.Event()
         self._config = config
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._run()), daemon=True)
         self._thread.start()
         assert self._ready.wait(30)
         wait_until(lambda: httpx.get(f"{self.url}/health").status_code == 200)

@@ -1,0 +1,131 @@
+"""Write docs/performance.md and the README's tables: `python -m lite_llama.bench.report`.
+
+They come from bench/log; nothing in them is typed by hand. Of each case and engine the newest line
+of the log counts.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lite_llama.bench.record import DEFAULT_FOLDER, read
+
+PAGE = Path("docs/performance.md")
+README = Path("README.md")
+BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
+
+Line = dict[str, Any]
+
+
+def main() -> None:
+    """Rewrite the page, and the README between its two marks."""
+    logs = {path.stem: newest(read(path)) for path in sorted(DEFAULT_FOLDER.glob("*.jsonl"))}
+    PAGE.write_text(page(logs))
+    before, _, rest = README.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    tables = "\n\n".join(latency_table(lines) for lines in logs.values() if of(lines, "latency"))
+    README.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+
+
+def newest(lines: Iterable[Line]) -> list[Line]:
+    """The last line of each bench, case, dtype and engine, in the order of the first."""
+    kept: dict[tuple[str, ...], Line] = {}
+    for line in lines:
+        # A case's name may say in brackets which kernel ran: that is not a case of its own.
+        case = line["case"].partition(" (")[0]
+        kept[line["bench"], case, line.get("dtype", ""), line["engine"]] = line
+    return list(kept.values())
+
+
+def page(logs: dict[str, list[Line]]) -> str:
+    """The whole of docs/performance.md."""
+    parts = [
+        "# Performance",
+        "Written by `python -m lite_llama.bench.report` from `bench/log`; the lines there carry "
+        "versions, commit and spread. Compare figures of one run only.",
+    ]
+    for slug, lines in logs.items():
+        first = lines[0]
+        parts.append(f"## {first['gpu']}")
+        parts.append(f"torch {first['torch']}, Triton {first['triton'] or 'none'}.")
+        if of(lines, "latency"):
+            parts.append("### Latency, end to end")
+            parts.append(latency_table(lines))
+        if any(line["bench"].startswith("ops/") for line in lines):
+            parts.append("### Operators")
+            parts.append(operator_table(lines))
+            parts.append(pictures(slug))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def of(lines: Iterable[Line], bench: str) -> list[Line]:
+    """The lines of one benchmark."""
+    return [line for line in lines if line["bench"] == bench]
+
+
+def latency_table(lines: Sequence[Line]) -> str:
+    """Time to first token and a token, beside the other engines of the run."""
+    rows = [
+        (
+            line["case"],
+            line["engine"],
+            f"{line['median_us'] / 1e3:.3f}",
+            f"{line['tokens_per_s']:.1f}",
+            f"{line['ttft_ms']:.1f}",
+            f"{line['roof_fraction']:.0%}" if "roof_fraction" in line else "",
+        )
+        for line in of(lines, "latency")
+    ]
+    head = ("case", "engine", "ms a step", "tokens/s", "first token, ms", "share of the floor")
+    return f"On {lines[0]['gpu']}:\n\n{table(head, rows)}"
+
+
+def operator_table(lines: Sequence[Line]) -> str:
+    """Our time, its share of the measured roof, and how it compares with the best other."""
+    cases: dict[tuple[str, str, str], list[Line]] = {}
+    for line in lines:
+        if line["bench"].startswith("ops/"):
+            key = (line["bench"], line["case"].partition(" (")[0], line["dtype"])
+            cases.setdefault(key, []).append(line)
+    rows = []
+    for (bench, case, dtype), measured in cases.items():
+        ours = next((line for line in measured if line["engine"] == "lite_llama"), None)
+        others = [line for line in measured if line["engine"] != "lite_llama"]
+        if ours is None or not others:
+            continue
+        best = min(others, key=lambda line: line["median_us"])
+        ratio = best["median_us"] / ours["median_us"]
+        rows.append(
+            (
+                bench.removeprefix("ops/"),
+                ours["case"] if "(" in ours["case"] else case,
+                dtype,
+                f"{ours['median_us']:.2f}",
+                f"{ours['roof_fraction']:.0%}" if "roof_fraction" in ours else "",
+                f"{best['median_us']:.2f} {best['engine']}",
+                f"{ratio:.2f}{' (tie)' if overlaps(ours, best) else ''}",
+            )
+        )
+    head = ("operator", "case", "dtype", "µs", "of the roof", "best other, µs", "speed-up")
+    return table(head, rows)
+
+
+def overlaps(a: Line, b: Line) -> bool:
+    """Whether the spreads (p20 to p80) of two timings touch: then neither is faster."""
+    return bool(a["p20_us"] <= b["p80_us"] and b["p20_us"] <= a["p80_us"])
+
+
+def pictures(slug: str) -> str:
+    """Every plot that has been drawn for a GPU."""
+    plots = sorted((DEFAULT_FOLDER.parent / "plots" / slug).glob("*.png"))
+    return "\n".join(f"![{plot.stem}](../{plot.as_posix()})" for plot in plots)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
