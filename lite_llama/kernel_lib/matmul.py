@@ -1,4 +1,4 @@
-"""Products with a weight matrix in Triton: one row, a few rows, many rows.
+"""Products with a weight matrix in Triton: one or two rows, a few rows, many rows.
 
 `linear` and `fused_ffn` share these. Weights lie [out_features, in_features], as checkpoints
 store them; sums are float32. A gated product reads gate and up rows side by side and writes
@@ -21,37 +21,45 @@ def vector_kernel(
     bias_ptr,
     y_ptr,
     n,
+    x_row_stride,
     w_row_stride,
+    M: tl.constexpr,
     K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
 ):
-    """y [n] = x [K] wᵀ: BLOCK_N rows a program, the weight read once, 16 bytes a load."""
+    """y [M, n] = x [M, K] wᵀ: BLOCK_N outputs a program, the weight read once, 16 bytes a load."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_K)
     # Rows past the end repeat real ones; their results are not stored.
     row_offsets = (rows % n).to(tl.int64)[:, None] * w_row_stride
-    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    acc_up = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    sums = (tl.zeros((BLOCK_N, BLOCK_K), tl.float32),) * M
+    up_sums = sums
     for start in range(0, K, BLOCK_K):
         k = start + columns
         inside = k < K  # Folded away where BLOCK_K divides K.
-        w = tl.load(w_ptr + row_offsets + k[None, :], inside[None, :], 0.0)
+        w = tl.load(w_ptr + row_offsets + k[None, :], inside[None, :], 0.0).to(tl.float32)
         if GATED:
             up_offsets = row_offsets + n.to(tl.int64) * w_row_stride
-            up = tl.load(w_ptr + up_offsets + k[None, :], inside[None, :], 0.0)
-        x = tl.load(x_ptr + k, inside, 0.0).to(tl.float32)
-        acc += w.to(tl.float32) * x[None, :]
+            up = tl.load(w_ptr + up_offsets + k[None, :], inside[None, :], 0.0).to(tl.float32)
+        new_sums, new_up_sums = sums[:0], sums[:0]
+        for i in tl.static_range(M):
+            x = tl.load(x_ptr + i * x_row_stride + k, inside, 0.0).to(tl.float32)
+            new_sums += (sums[i] + w * x[None, :],)
+            if GATED:
+                new_up_sums += (up_sums[i] + up * x[None, :],)
+        sums = new_sums
         if GATED:
-            acc_up += up.to(tl.float32) * x[None, :]
-    y = tl.sum(acc, 1)
-    if HAS_BIAS:
-        y += tl.load(bias_ptr + rows, rows < n, 0.0).to(tl.float32)
-    if GATED:
-        y = y * tl.sigmoid(y) * tl.sum(acc_up, 1)
-    tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty), rows < n)
+            up_sums = new_up_sums
+    for i in tl.static_range(M):
+        y = tl.sum(sums[i], 1)
+        if HAS_BIAS:
+            y += tl.load(bias_ptr + rows, rows < n, 0.0).to(tl.float32)
+        if GATED:
+            y = y * tl.sigmoid(y) * tl.sum(up_sums[i], 1)
+        tl.store(y_ptr + i * n + rows, y.to(y_ptr.dtype.element_ty), rows < n)
 
 
 @triton.jit
@@ -168,7 +176,9 @@ def matmul(
             bias,
             y,
             n,
+            x.stride(0),
             w.stride(0),
+            M=m,
             K=k,
             BLOCK_N=how.block_n,
             BLOCK_K=how.block_k,

@@ -1,6 +1,6 @@
 """How a product with a weight matrix runs: which kernel, which tile. Pure, and free of Triton."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,7 +27,7 @@ class MatmulProblem:
 
 @dataclass(frozen=True)
 class MatmulLaunch:
-    """`kind`: "vector" multiplies one row, "tile" uses the tensor cores, "cublas" calls torch."""
+    """`kind`: "vector" multiplies 1 or 2 rows, "tile" uses tensor cores, "cublas" calls torch."""
 
     kind: Literal["vector", "tile", "cublas"]
     block_m: int = 1
@@ -56,6 +56,8 @@ def choose_launch(problem: MatmulProblem, gpu: GpuSpec) -> MatmulLaunch:
     ours = problem.gated or problem.widens
     if problem.dtype == torch.float32:
         return _choose_exact(problem) if ours else CUBLAS
+    if problem.m == 2 and problem.n <= 4096 and not ours:
+        return _choose_two_rows(problem)
     if problem.m <= 64:
         if ours or problem.n >= _MANY_COLUMNS:
             return _choose_skinny(problem, gpu)
@@ -91,6 +93,16 @@ def _choose_vector(problem: MatmulProblem) -> MatmulLaunch:
     return MatmulLaunch("vector", 1, 1, 2048, num_warps=4 if problem.n * problem.k <= 2**25 else 2)
 
 
+def _choose_two_rows(problem: MatmulProblem) -> MatmulLaunch:
+    """Two rows of a small weight, both from one read: 2048×8192 takes 11.5 µs, cuBLAS 13.9.
+
+    From 8192 outputs on (10.9 µs against 12.1) and from four rows on cuBLAS leads.
+    """
+    if problem.k <= 2048:
+        return replace(_choose_vector(problem), block_m=2)
+    return MatmulLaunch("vector", 2, 2, 1024, num_warps=2)
+
+
 def _choose_skinny(problem: MatmulProblem, gpu: GpuSpec) -> MatmulLaunch:
     """Few rows: one tile of 64 columns is within 2 % of the best for 2 to 64 rows."""
     block_m = max(16, 1 << (problem.m - 1).bit_length())
@@ -121,7 +133,7 @@ def _choose_exact(problem: MatmulProblem) -> MatmulLaunch:
 
 
 def _choose_fp8(problem: MatmulProblem, gpu: GpuSpec) -> MatmulLaunch:
-    """e4m3: cuBLAS where it leads (4096³ and up) and takes the shape."""
+    """e4m3: cuBLAS where it leads (2048³ and up) and takes the shape."""
     if problem.m <= 64:
         block_m = max(16, 1 << (problem.m - 1).bit_length())
         stages = min(4, gpu.shared_bytes_per_block // ((block_m + 32) * 256))
@@ -132,6 +144,6 @@ def _choose_fp8(problem: MatmulProblem, gpu: GpuSpec) -> MatmulLaunch:
     if _tiles(problem, 128) <= gpu.num_sms:
         return MatmulLaunch("tile", 64, 128, 128, 4, 4, use_tma)
     # _scaled_mm asks for 16-byte rows on every side.
-    if problem.m * problem.n > 2**23 and problem.tma_ready and problem.n % 16 == 0:
+    if problem.m * problem.n >= 2**22 and problem.tma_ready and problem.n % 16 == 0:
         return CUBLAS
     return MatmulLaunch("tile", 256, 128, 128, 8, 3, use_tma)

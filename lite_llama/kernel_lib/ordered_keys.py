@@ -44,23 +44,35 @@ def best_indexed_key(key, index):
 
 
 @triton.jit
+def sums_reaching(key, weight, threshold, step, NUM: tl.constexpr):
+    """[NUM]: sums of the weights [n] of `key` >= threshold + i · step, in one reduction."""
+    thresholds = threshold + tl.arange(0, NUM).to(tl.uint32) * step
+    reaching = key[None, :] >= thresholds[:, None]
+    return tl.sum(tl.where(reaching, weight[None, :], 0.0), axis=1)
+
+
+@triton.jit
 def largest_reaching(key, weight, wanted, low, high):
-    """The largest t for which the weights of `key` >= t sum to `wanted`, by bisection over bits.
+    """The largest t for which the weights [n] of `key` >= t sum to `wanted`: 2 bits a sum.
 
     `low` is known to reach it (or is 0), no key lies above `high`: bits that they settle cost
     no sum. Where a sum is `wanted` exactly the search ends: t then splits the keys alike.
     """
     threshold = tl.full([], 0, tl.uint32)
-    bit = tl.full([], 0x80000000, tl.uint32)
-    while bit != 0:
-        higher = threshold | bit
-        bit = bit >> 1
-        if higher <= low:
-            threshold = higher
-        elif higher <= high:
-            reached = tl.sum(tl.where(key >= higher, weight, 0.0))
-            if reached >= wanted:
-                threshold = higher
-            if reached == wanted:
-                bit = tl.zeros_like(bit)
+    step = tl.full([], 0x40000000, tl.uint32)
+    while step != 0:
+        next_step = step >> 2
+        if threshold + 3 * step <= low:
+            threshold += 3 * step
+        elif (low ^ high) < step:  # equal from this bit on
+            threshold = high - (high & (step - 1))
+        elif threshold + step <= high:
+            sums = sums_reaching(key, weight, threshold, step, 4)
+            # Sums fall with the threshold: those that reach are the first ones.
+            digit = tl.maximum(tl.sum((sums >= wanted).to(tl.int32)) - 1, 0)
+            threshold += digit.to(tl.uint32) * step
+            threshold = tl.maximum(threshold, low - (low & (step - 1)))
+            if tl.sum((sums == wanted).to(tl.int32)) > 0:
+                next_step = tl.zeros_like(step)
+        step = next_step
     return threshold

@@ -17,23 +17,16 @@ _REGISTERS_PER_SM, _OTHER_REGISTERS = 65536, 16
 
 @dataclass(frozen=True)
 class RowLaunch:
-    """`programs` programs of `num_warps` warps walk tiles of `rows` rows of `block` columns."""
+    """`tiles` tiles of `rows` rows of `block` columns, each for a program of `num_warps` warps."""
 
     rows: int
     block: int
     num_warps: int
-    programs: int
+    tiles: int
 
 
-def choose_row_launch(
-    num_rows: int, num_columns: int, itemsize: int, registers_per_value: float, gpu: GpuSpec
-) -> RowLaunch:
-    """A row a tile; short rows share one once every SM has four programs.
-
-    At most as many programs as fit the SMs at once, so that none starts when others end: weights
-    are read once, and the next rows load during the sums. `registers_per_value` of a 16-bit row
-    is what the kernel holds of each; float32 takes 1.5 more.
-    """
+def choose_row_launch(num_rows: int, num_columns: int, itemsize: int, gpu: GpuSpec) -> RowLaunch:
+    """A row a tile; short rows share one once every SM has four programs."""
     block = next_power_of_2(num_columns)
     rows = 1
     while rows * block * itemsize < _TILE_BYTES and num_rows >= 8 * gpu.num_sms * rows:
@@ -42,11 +35,22 @@ def choose_row_launch(
     # rms_norm of 16384 float32 values spills with 16 warps.
     most = 32 if num_bytes > 32 * 1024 else 16
     num_warps = min(max(num_bytes // _BYTES_PER_WARP, 1), most)
-    threads = 32 * num_warps
+    return RowLaunch(rows, block, num_warps, ceil_div(num_rows, rows))
+
+
+def programs_at_once(
+    launch: RowLaunch, itemsize: int, registers_per_value: float, gpu: GpuSpec
+) -> int:
+    """As many programs as fit the SMs at once, for kernels that walk the tiles: none starts when
+    others end, weights are read once, and the next rows load during the sums.
+
+    `registers_per_value` of a 16-bit row is what the kernel holds of each; float32 takes 1.5 more.
+    """
+    threads = 32 * launch.num_warps
     per_value = registers_per_value + (1.5 if itemsize == 4 else 0)
-    registers = _OTHER_REGISTERS + rows * block / threads * per_value
+    registers = _OTHER_REGISTERS + launch.rows * launch.block / threads * per_value
     per_sm = max(int(_REGISTERS_PER_SM / (threads * registers)), 1)
-    return RowLaunch(rows, block, num_warps, min(ceil_div(num_rows, rows), gpu.num_sms * per_sm))
+    return min(launch.tiles, gpu.num_sms * per_sm)
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,9 @@ def assert_close_to_reference(
     limit = limits[got.dtype]
     assert error <= limit, f"NMSE {error:.3g}, limit {limit:.3g}"
     if torch_result is not None:
-        # Squared errors: the factor is squared too. Below 1e-13 both are at float32's rounding.
-        allowed = max(TIMES_TORCH**2 * nmse(torch_result, want), 1e-13)
+        # Squared errors: the factor is squared too. Below 3e-13 both are at float32's rounding:
+        # another order of summation alone gave 1.4e-13.
+        allowed = max(TIMES_TORCH**2 * nmse(torch_result, want), 3e-13)
         assert error <= allowed, f"NMSE {error:.3g}, 1.5 x torch's error is {allowed:.3g}"
 
 

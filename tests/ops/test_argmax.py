@@ -55,8 +55,8 @@ def test_strided_rows(device: torch.device) -> None:
 
 
 def test_splits_depend_on_the_row_alone() -> None:
-    assert choose_launch(128256) == ArgmaxLaunch(splits=32, block=4096, num_warps=8)
-    assert choose_launch(4096) == ArgmaxLaunch(splits=1, block=4096, num_warps=8)
+    assert choose_launch(128256) == ArgmaxLaunch(splits=63, block=2048, num_warps=2)
+    assert choose_launch(4096) == ArgmaxLaunch(splits=1, block=4096, num_warps=16)
     assert choose_launch(3) == ArgmaxLaunch(splits=1, block=4, num_warps=1)
 
 

@@ -86,6 +86,7 @@ TILES = {
     "descriptors": MatmulLaunch("tile", 64, 32, 32, 4, 3, use_tma=True),
     "one row of tiles a group": MatmulLaunch("tile", 32, 64, 16, 4, 2, group_m=1),
     "a vector": MatmulLaunch("vector", 1, 4, 64, 4),
+    "two vectors": MatmulLaunch("vector", 2, 2, 32, 2),
 }
 
 
@@ -113,7 +114,7 @@ def test_tiles_multiply_in_every_dtype(
 def test_every_kernel_multiplies_and_gates(
     device: torch.device, how: MatmulLaunch, m: int, n: int, k: int, *, gated: bool
 ) -> None:
-    m = 1 if how.kind == "vector" else m
+    m = how.block_m if how.kind == "vector" else m
     x, weight, bias = problem(m, 2 * n if gated else n, k, torch.bfloat16, device)
     got = matmul(how, x, weight, bias[:n], gated=gated)
     expected = want(x, weight[:n], bias[:n])
@@ -122,9 +123,10 @@ def test_every_kernel_multiplies_and_gates(
     assert_close_to_reference(got, expected, GEMM)
 
 
-@pytest.mark.parametrize("kind", ["pointers", "descriptors", "a vector"])
+@pytest.mark.parametrize("kind", ["pointers", "descriptors", "a vector", "two vectors"])
 def test_strided_rows_are_read_in_place(device: torch.device, kind: str) -> None:
-    x, weight, bias = problem(1 if kind == "a vector" else 3, 40, 64, torch.float16, device)
+    m = TILES[kind].block_m if TILES[kind].kind == "vector" else 3
+    x, weight, bias = problem(m, 40, 64, torch.float16, device)
     got = matmul(TILES[kind], non_contiguous(x), non_contiguous(weight), bias)
     assert same_bits(got, matmul(TILES[kind], x, weight, bias))
 
@@ -242,7 +244,7 @@ def test_launches_fit_the_shared_memory(gpu: GpuSpec, dtype: torch.dtype, gated:
             columns = how.block_n * (2 if gated else 1)
             stage_bytes = (how.block_m + columns) * how.block_k * dtype.itemsize
             assert how.kind != "tile" or stage_bytes * how.num_stages <= gpu.shared_bytes_per_block
-            assert how.kind != "vector" or m == 1
+            assert how.kind != "vector" or m == how.block_m
             assert how.kind != "cublas" or not gated
 
 
@@ -250,7 +252,10 @@ MEASURED = {
     "one row streams": (MatmulProblem(1, 3072, 2048, torch.bfloat16), (1, 512, 1)),
     "one long row": (MatmulProblem(1, 2048, 8192, torch.bfloat16), (1, 2048, 4)),
     "one row of a large weight": (MatmulProblem(1, 4096, 14336, torch.bfloat16), (1, 2048, 2)),
-    "a few rows of a small weight": (MatmulProblem(2, 2048, 8192, torch.bfloat16), None),
+    "two rows": (MatmulProblem(2, 3072, 2048, torch.bfloat16), (1, 512, 1)),
+    "two long rows": (MatmulProblem(2, 2048, 8192, torch.bfloat16), (2, 1024, 2)),
+    "two rows of a larger weight": (MatmulProblem(2, 8192, 2048, torch.bfloat16), None),
+    "a few rows of a small weight": (MatmulProblem(4, 2048, 8192, torch.bfloat16), None),
     "a few rows of the head": (MatmulProblem(2, 128256, 2048, torch.bfloat16), (64, 128, 4)),
     "a few rows, gated": (MatmulProblem(2, 8192, 2048, torch.bfloat16, gated=True), (64, 128, 4)),
     "many rows, gated": (MatmulProblem(512, 8192, 2048, torch.bfloat16, gated=True), (128, 64, 8)),
@@ -259,7 +264,8 @@ MEASURED = {
     "a large square": (MatmulProblem(4096, 4096, 4096, torch.bfloat16), None),
     "exact float32": (MatmulProblem(16, 2048, 2048, torch.float32), None),
     "a small square in fp8": (MatmulProblem(1024, 1024, 1024, torch.float8_e4m3fn), (128, 128, 4)),
-    "a square in fp8": (MatmulProblem(2048, 2048, 2048, torch.float8_e4m3fn), (128, 128, 8)),
+    "some rows in fp8": (MatmulProblem(1536, 2048, 2048, torch.float8_e4m3fn), (128, 128, 8)),
+    "a square in fp8": (MatmulProblem(2048, 2048, 2048, torch.float8_e4m3fn), None),
     "a large square in fp8": (MatmulProblem(4096, 4096, 4096, torch.float8_e4m3fn), None),
 }
 

@@ -143,8 +143,24 @@ def test_masked_tokens_are_never_drawn(device: torch.device) -> None:
 def test_extreme_temperatures_and_cuts_pick_the_largest(device: torch.device) -> None:
     logits = random(1, 2000, dtype=torch.float32, device=device)
     largest = logits.argmax(-1)
-    for settings in ({"temperature": 1e-4}, {"top_p": 1e-6}, {"min_p": 1.0}, {"top_k": 1}):
+    tiny: dict[str, float] = {"temperature": 1e-38}
+    for settings in (
+        {"temperature": 1e-4},
+        tiny,
+        tiny | {"top_p": 0.9},
+        tiny | {"top_k": 50, "top_p": 0.9, "min_p": 0.1},
+        {"top_p": 1e-6},
+        {"min_p": 1.0},
+        {"top_k": 1},
+    ):
         assert torch.equal(_kernel(logits, _rows(1, device, **settings)), largest)
+
+
+def test_many_groups_that_tie_at_a_small_top_k_are_all_kept(device: torch.device) -> None:
+    # 400 groups hold the same maximum: more than a small top_k looks at first.
+    logits = random(2, 16000, dtype=torch.float32, device=device)
+    logits[:, 5:6400:16] = 9.0
+    _assert_same_draws(logits, _rows(2, device, top_k=20, top_p=0.9))
 
 
 def test_the_host_may_leave_out_searches_no_row_needs(device: torch.device) -> None:
@@ -202,10 +218,12 @@ def test_splits_depend_on_the_vocabulary_alone() -> None:
         groups=8016,
         groups_block=8192,
         best_groups=1024,
+        few_groups=256,
     )
     largest = choose_launch(MAX_VOCAB)
     assert (largest.group, largest.groups, largest.best_groups) == (512, 8192, 32)
-    assert choose_launch(3) == SampleLaunch(1, 1, 32, 1, 16, 1, 1, 1)
+    assert largest.few_groups == 32
+    assert choose_launch(3) == SampleLaunch(1, 1, 32, 1, 16, 1, 1, 1, 1)
 
 
 def test_no_rows_give_no_tokens(device: torch.device) -> None:

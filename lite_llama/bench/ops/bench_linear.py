@@ -60,7 +60,12 @@ def _fp8_case(device: torch.device, n: int) -> Case:
 
     def by_cublas(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor) -> Tensor:
         return torch._scaled_mm(
-            x, weight.t(), scale_a=x_scale, scale_b=weight_scale, out_dtype=torch.bfloat16
+            x,
+            weight.t(),
+            scale_a=x_scale,
+            scale_b=weight_scale,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
         )
 
     return Case(

@@ -84,6 +84,6 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
             rows.stride(0),
             splits,
             BLOCK=block,
-            num_warps=max(1, min(8, block // 128)),
+            num_warps=max(1, min(16, block // 128)),
         )
     return values, indices

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from lite_llama.kernel_lib.rows import ceil_div, next_power_of_2
 
-# 256 threads with 64 bytes of float32 each; 8 rows of 128256 make 256 programs.
-_BLOCK = 4096
+# A short row is one piece with 8 values a thread; pieces of long ones give a thread 32, which won
+# from 8 rows of 128256 on.
+_WHOLE_ROW, _BLOCK = 4096, 2048
 # The second kernel holds a row's partial results in registers.
-_MAX_SPLITS = 8192
+_MAX_SPLITS = 16384
 MAX_COLUMNS = _BLOCK * _MAX_SPLITS
 
 
@@ -22,5 +23,7 @@ class ArgmaxLaunch:
 
 def choose_launch(num_columns: int) -> ArgmaxLaunch:
     """Splits depend on the row alone, so that a row gives the same bits in any batch."""
-    block = min(next_power_of_2(num_columns), _BLOCK)
-    return ArgmaxLaunch(ceil_div(num_columns, block), block, num_warps=max(1, block // 512))
+    if num_columns <= _WHOLE_ROW:
+        block = next_power_of_2(num_columns)
+        return ArgmaxLaunch(1, block, num_warps=max(1, block // 256))
+    return ArgmaxLaunch(ceil_div(num_columns, _BLOCK), _BLOCK, num_warps=2)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lite_llama.kernel_lib.gpu import gpu_spec
-from lite_llama.kernel_lib.row_launch import choose_row_launch
+from lite_llama.kernel_lib.row_launch import choose_row_launch, programs_at_once
 from lite_llama.kernel_lib.rows import as_rows
 
 # This row, the next, weight and bias, as ptxas counts (tests/compile).
@@ -61,8 +61,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     rows = as_rows(x)
     num_rows, n = rows.shape
     gpu = gpu_spec(x.device)
-    launch = choose_row_launch(num_rows, n, x.element_size(), _REGISTERS_PER_VALUE, gpu)
-    _layer_norm[(launch.programs,)](
+    launch = choose_row_launch(num_rows, n, x.element_size(), gpu)
+    programs = programs_at_once(launch, x.element_size(), _REGISTERS_PER_VALUE, gpu)
+    _layer_norm[(programs,)](
         rows,
         weight,
         bias,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from lite_llama.kernel_lib.rows import next_power_of_2
 
 # Pairs a program, at least and at most: 16 pairs a thread, 64 bytes in flight a thread in bf16.
-_MIN_PAIRS, _MAX_PAIRS = 512, 2048
+_MIN_PAIRS, _MAX_PAIRS = 512, 1024
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,6 @@ def choose_launch(num_q_heads: int, num_kv_heads: int, half: int) -> RopeLaunch:
         heads *= 2
     while heads * pairs > _MAX_PAIRS:
         heads //= 2
-    return RopeLaunch(heads, pairs, num_warps=max(heads * pairs // 512, 1))
+    # Long heads: half as many a thread.
+    per_warp = 512 if pairs <= 64 else 256
+    return RopeLaunch(heads, pairs, num_warps=max(heads * pairs // per_warp, 1))

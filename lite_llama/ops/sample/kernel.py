@@ -3,12 +3,13 @@
 The first kernel reads the logits once and leaves, for every piece of a row, its largest logit and
 its share of the probability mass, and for every group of 16 neighbours their maximum. Rows that
 top_k or top_p cut are then drawn by one program each: the most likely tokens all lie in the groups
-with the largest maxima, so it reads only those again, and searches the bits of the (ordered) keys
-for the thresholds of top_k and top_p. What does not fit there (top_k beyond the groups, a nucleus
-of many thousand tokens, ties by the thousand) is searched over the whole row, by kernels that
-otherwise leave at once. Rows without a cut need no threshold: their kept mass is summed piece by
-piece, and one program a row inverts the cumulative distribution in the piece that holds the draw.
-Nothing depends on other rows, and no result on the order programs run in.
+with the largest maxima, so it reads only those again, and searches the bits of the logits' ordered
+keys for the thresholds of top_k and top_p. What does not fit there (top_k beyond the groups, a
+nucleus of many thousand tokens, ties by the thousand) is searched over the whole row, by kernels
+that otherwise leave at once: top_k by a program a row, top_p by a program a piece, 4 bits a launch.
+Rows without a cut need no threshold: their kept mass is summed piece by piece, and one program a
+row inverts the cumulative distribution in the piece that holds the draw. Nothing depends on other
+rows, and no result on the order programs run in.
 """
 
 import torch
@@ -22,11 +23,15 @@ from lite_llama.kernel_lib.ordered_keys import (
     index_of,
     largest_reaching,
     ordered_key,
+    sums_reaching,
 )
 from lite_llama.kernel_lib.rows import as_rows
 from lite_llama.ops.sample.launch import choose_launch
 
 _SCAN_BLOCK = 8192
+# A launch of the search for top_p over whole rows settles 4 bits; narrow floats leave bits unused.
+_BITS_PER_PASS = 4
+_NUM_PASSES = {torch.float32: 8, torch.float16: 5, torch.bfloat16: 4}
 
 
 @triton.jit
@@ -38,9 +43,15 @@ def _row_best(best_ptr, row, splits, SPLIT_BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _scaled_at(logits_ptr, index, temperature):
-    """A row's logit at `index` over the temperature, float32."""
-    return tl.div_rn(tl.load(logits_ptr + index).to(tl.float32), temperature)
+def _logit_at(logits_ptr, index):
+    return tl.load(logits_ptr + index).to(tl.float32)
+
+
+@triton.jit
+def _weight(logits, largest, temperature, mask):
+    """The unnormalised probability: exp of a scaled logit, counted from the largest so that a tiny
+    temperature gives −inf and never inf. 0 where masked."""
+    return tl.where(mask, tl.exp(tl.div_rn(logits - largest, temperature)), 0.0)
 
 
 @triton.jit
@@ -55,11 +66,9 @@ def _uniform(seeds_ptr, positions_ptr, row):
 
 @triton.jit
 def _kept_weight(logits, temperature, largest, threshold, min_p, mask):
-    """exp(scaled − largest) of the tokens that top_k, top_p and min_p keep, 0 elsewhere."""
-    scaled = tl.div_rn(logits, temperature)
-    weight = tl.exp(scaled - largest)
-    kept = mask & (ordered_key(scaled) >= threshold) & (weight >= min_p)
-    return tl.where(kept, weight, 0.0)
+    """The weight of the tokens that top_k, top_p and min_p keep, 0 elsewhere."""
+    weight = _weight(logits, largest, temperature, mask & (ordered_key(logits) >= threshold))
+    return tl.where(weight >= min_p, weight, 0.0)
 
 
 @triton.jit
@@ -129,19 +138,98 @@ def _summarise_piece(
     best = best_indexed_key(key, index)
     tl.store(best_ptr + tl.program_id(0), best)
     if SEARCHED:
+        maxima_at = maxima_ptr + row * num_groups + group
+        tl.store(maxima_at, tl.max(key, axis=1), mask=group < num_groups)
         temperature = tl.load(temperature_ptr + row)
-        if temperature == 0.0:
-            return
-        # Division keeps the order, so it can wait until the maxima are known.
-        maxima = ordered_key(tl.div_rn(float_of_key(tl.max(key, axis=1)), temperature))
-        tl.store(maxima_ptr + row * num_groups + group, maxima, mask=group < num_groups)
         top_k = tl.load(top_k_ptr + row)
-        if (tl.load(top_p_ptr + row) < 1.0) & ((top_k <= 0) | (top_k >= vocab)):
-            largest = tl.div_rn(float_of_key((best >> 31).to(tl.uint32)), temperature)
+        only_p = (tl.load(top_p_ptr + row) < 1.0) & ((top_k <= 0) | (top_k >= vocab))
+        if only_p & (temperature > 0.0):
+            largest = float_of_key((best >> 31).to(tl.uint32))
             # A piece of −inf alone: −inf − 0 stays −inf and adds nothing.
             shift = tl.where(largest == float("-inf"), 0.0, largest)
-            weight = tl.where(mask, tl.exp(tl.div_rn(logits, temperature) - shift), 0.0)
+            weight = _weight(logits, shift, temperature, mask)
             tl.store(piece_masses_ptr + tl.program_id(0), tl.sum(weight))
+
+
+@triton.jit
+def _mass_of_row(
+    best_ptr, piece_masses_ptr, row, largest, temperature, splits, SPLIT_BLOCK: tl.constexpr
+):
+    """The weight of the whole row, from that of its pieces."""
+    split = row * splits + tl.arange(0, SPLIT_BLOCK)
+    mask = tl.arange(0, SPLIT_BLOCK) < splits
+    masses = tl.load(piece_masses_ptr + split, mask=mask, other=0.0)
+    bests = tl.load(best_ptr + split, mask=mask, other=0)
+    piece_largest = float_of_key((bests >> 31).to(tl.uint32))
+    return tl.sum(masses * _weight(piece_largest, largest, temperature, masses > 0))
+
+
+@triton.jit
+def _draw_from_groups(
+    logits_ptr,
+    vocab,
+    maxima,
+    chosen_ptr,
+    num_groups,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    uniform,
+    largest,
+    mass,
+    GROUP: tl.constexpr,
+    GROUPS_BLOCK: tl.constexpr,
+    BEST_GROUPS: tl.constexpr,
+):
+    """The token drawn from the groups with the largest maxima; −1 if the row's thresholds may lie
+    elsewhere. `mass` is the whole row's, needed without top_k."""
+    high = ordered_key(largest)
+    # The groups to look at: with top_k, the top_k best ones hold all that it keeps.
+    wanted = tl.where((top_k > 0) & (top_k < BEST_GROUPS), top_k, BEST_GROUPS).to(tl.float32)
+    present = (maxima > 0).to(tl.float32)
+    floor = largest_reaching(maxima, present, wanted, tl.zeros_like(high), high)
+    floor = tl.maximum(floor, 1)
+    # With too many equals at the floor, what lies above it.
+    too_many = tl.sum((maxima >= floor).to(tl.int32)) > BEST_GROUPS
+    floor += too_many.to(tl.uint32)
+    kept = maxima >= floor
+    place = tl.cumsum(kept.to(tl.int32), axis=0) - 1
+    tl.store(chosen_ptr + place, tl.arange(0, GROUPS_BLOCK), mask=kept)
+    tl.debug_barrier()  # what other threads stored is read below
+    slot = tl.arange(0, BEST_GROUPS)
+    num_chosen = tl.sum(kept.to(tl.int32))
+    chosen = tl.load(chosen_ptr + slot, mask=slot < num_chosen, other=num_groups)
+    index = tl.reshape(chosen[:, None] * GROUP + tl.arange(0, GROUP)[None, :], BEST_GROUPS * GROUP)
+    logits = tl.load(logits_ptr + index, mask=index < vocab, other=0.0).to(tl.float32)
+    key = tl.where(index < vocab, ordered_key(logits), 0).to(tl.uint32)
+    mask = key >= floor  # below the floor other groups have tokens too
+    weight = _weight(logits, largest, temperature, mask)
+    threshold = floor
+    fits = num_chosen > 0
+    if top_k > 0:
+        one = mask.to(tl.float32)
+        fits = tl.sum(one) >= top_k
+        if fits:
+            threshold = largest_reaching(key, one, top_k.to(tl.float32), floor, high)
+        weight = tl.where(key >= threshold, weight, 0.0)
+        mass = tl.sum(weight)
+    if fits & (top_p < 1.0):
+        fits = tl.sum(weight) >= top_p * mass
+        if fits:
+            threshold = largest_reaching(key, weight, top_p * mass, threshold, high)
+    token = tl.full([], -1, tl.int32)
+    if fits:
+        # However small top_p is, the most likely tokens stay.
+        threshold = tl.minimum(threshold, high)
+        weight = tl.where((key >= threshold) & (weight >= min_p), weight, 0.0)
+        masses = tl.sum(tl.reshape(weight, BEST_GROUPS, GROUP), axis=1)
+        part, before, target = _part_of_draw(masses, uniform, BEST_GROUPS)
+        start = tl.load(chosen_ptr + part) * GROUP
+        token = _draw_within(
+            logits_ptr, start, vocab, temperature, largest, threshold, min_p, before, target, GROUP
+        )
+    return token
 
 
 @triton.jit
@@ -158,6 +246,7 @@ def _draw_from_best_groups(
     maxima_ptr,
     chosen_ptr,
     out_ptr,
+    thresholds_ptr,
     row_stride,
     vocab,
     splits,
@@ -166,6 +255,7 @@ def _draw_from_best_groups(
     GROUP: tl.constexpr,
     GROUPS_BLOCK: tl.constexpr,
     BEST_GROUPS: tl.constexpr,
+    FEW_GROUPS: tl.constexpr,
 ):
     """Draws the rows whose thresholds lie in their best groups; for others out is −1."""
     row = tl.program_id(0).to(tl.int64)
@@ -179,212 +269,219 @@ def _draw_from_best_groups(
     top_k = tl.where(top_k < vocab, top_k, 0)
     top_p = tl.load(top_p_ptr + row)
     tl.store(out_ptr + row, -1)
+    tl.store(thresholds_ptr + row, 1)
     if (top_k <= 0) & (top_p >= 1.0):
         return
-    largest = _scaled_at(logits_ptr, best, temperature)
-    high = ordered_key(largest)
-    # The groups to look at: with top_k, the top_k best ones hold all that it keeps.
+    largest = _logit_at(logits_ptr, best)
+    mass = _mass_of_row(best_ptr, piece_masses_ptr, row, largest, temperature, splits, SPLIT_BLOCK)
+    min_p = tl.load(min_p_ptr + row)
+    uniform = _uniform(seeds_ptr, positions_ptr, row)
     group = tl.arange(0, GROUPS_BLOCK)
     maxima_at = maxima_ptr + row * num_groups + group
     maxima = tl.load(maxima_at, mask=group < num_groups, other=0)
-    wanted = tl.where((top_k > 0) & (top_k < BEST_GROUPS), top_k, BEST_GROUPS).to(tl.float32)
-    present = (maxima > 0).to(tl.float32)
-    floor = largest_reaching(maxima, present, wanted, tl.zeros_like(high), high)
-    floor = tl.maximum(floor, 1)
-    # With too many equals at the floor, what lies above it.
-    too_many = tl.sum((maxima >= floor).to(tl.int32)) > BEST_GROUPS
-    floor += too_many.to(tl.uint32)
-    kept = maxima >= floor
     chosen_ptr += row * BEST_GROUPS
-    place = tl.cumsum(kept.to(tl.int32), axis=0) - 1
-    tl.store(chosen_ptr + place, group, mask=kept)
-    tl.debug_barrier()  # what other threads stored is read below
-    slot = tl.arange(0, BEST_GROUPS)
-    num_chosen = tl.sum(kept.to(tl.int32))
-    chosen = tl.load(chosen_ptr + slot, mask=slot < num_chosen, other=num_groups)
-    index = chosen[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    mask = index < vocab
-    logits = tl.load(logits_ptr + index, mask=mask, other=0.0).to(tl.float32)
-    scaled = tl.div_rn(logits, temperature)
-    key = tl.where(mask, ordered_key(scaled), 0)
-    mask = key >= floor  # below the floor other groups have tokens too
-    weight = tl.where(mask, tl.exp(scaled - largest), 0.0)
-    threshold = floor
-    if top_k > 0:
-        one = mask.to(tl.float32)
-        if tl.sum(one) < top_k:
-            return
-        threshold = largest_reaching(key, one, top_k.to(tl.float32), floor, high)
-        weight = tl.where(key >= threshold, weight, 0.0)
-        total = tl.sum(weight)
-    else:
-        split = tl.arange(0, SPLIT_BLOCK)
-        masses_at = piece_masses_ptr + row * splits + split
-        masses = tl.load(masses_at, mask=split < splits, other=0.0)
-        bests = tl.load(best_ptr + row * splits + split, mask=split < splits, other=0)
-        piece_largest = tl.div_rn(float_of_key((bests >> 31).to(tl.uint32)), temperature)
-        total = tl.sum(tl.where(masses > 0, masses * tl.exp(piece_largest - largest), 0.0))
-    if top_p < 1.0:
-        if tl.sum(weight) < top_p * total:
-            return
-        threshold = largest_reaching(key, weight, top_p * total, threshold, high)
-    # However small top_p is, the most likely tokens stay.
-    threshold = tl.minimum(threshold, high)
-    min_p = tl.load(min_p_ptr + row)
-    weight = tl.where((key >= threshold) & (weight >= min_p), weight, 0.0)
-    uniform = _uniform(seeds_ptr, positions_ptr, row)
-    part, before, target = _part_of_draw(tl.sum(weight, axis=1), uniform, BEST_GROUPS)
-    start = tl.load(chosen_ptr + part) * GROUP
-    token = _draw_within(
-        logits_ptr, start, vocab, temperature, largest, threshold, min_p, before, target, GROUP
-    )
+    token = tl.full([], -1, tl.int32)
+    # A quarter: the rest is room for groups that tie.
+    if (top_k > 0) & (top_k <= FEW_GROUPS // 4):
+        token = _draw_from_groups(
+            logits_ptr,
+            vocab,
+            maxima,
+            chosen_ptr,
+            num_groups,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            uniform,
+            largest,
+            mass,
+            GROUP,
+            GROUPS_BLOCK,
+            FEW_GROUPS,
+        )
+        tl.debug_barrier()  # the chosen groups may be written again
+    if token < 0:
+        token = _draw_from_groups(
+            logits_ptr,
+            vocab,
+            maxima,
+            chosen_ptr,
+            num_groups,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            uniform,
+            largest,
+            mass,
+            GROUP,
+            GROUPS_BLOCK,
+            BEST_GROUPS,
+        )
     tl.store(out_ptr + row, token.to(tl.int64))
 
 
 @triton.jit
-def _sums_above(
+def _search_top_k(
     logits_ptr,
+    top_k_ptr,
+    out_ptr,
+    thresholds_ptr,
+    row_stride,
     vocab,
-    temperature,
-    largest,
-    floor,
-    first,
-    step,
-    BY_MASS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Number or mass of a row's tokens of key >= floor and >= first, first + step, + 2 · step."""
-    a = tl.zeros([BLOCK], tl.float32)
-    b = tl.zeros([BLOCK], tl.float32)
-    c = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, vocab, BLOCK):
-        index = start + tl.arange(0, BLOCK)
-        mask = index < vocab
-        logits = tl.load(logits_ptr + index, mask=mask, other=0.0).to(tl.float32)
-        scaled = tl.div_rn(logits, temperature)
-        key = tl.where(mask, ordered_key(scaled), 0)
-        weight = (key >= floor).to(tl.float32)
-        if BY_MASS:
-            weight = tl.where(key >= floor, tl.exp(scaled - largest), 0.0)
-        a += tl.where(key >= first, weight, 0.0)
-        b += tl.where(key >= first + step, weight, 0.0)
-        c += tl.where(key >= first + 2 * step, weight, 0.0)
-    return tl.sum(a), tl.sum(b), tl.sum(c)
-
-
-@triton.jit
-def _search(
-    logits_ptr,
-    vocab,
-    temperature,
-    largest,
-    floor,
-    wanted,
-    BY_MASS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The largest threshold that tokens of `wanted` number or mass reach: 2 bits a pass."""
+    """The top_k-th largest key of rows that are not drawn yet, from whole rows, 2 bits a pass."""
+    row = tl.program_id(0).to(tl.int64)
+    top_k = tl.load(top_k_ptr + row)
+    if (tl.load(out_ptr + row) >= 0) | (top_k <= 0) | (top_k >= vocab):
+        return
+    logits_ptr += row * row_stride
     threshold = tl.full([], 0, tl.uint32)
     step = tl.full([], 0x40000000, tl.uint32)
     for _ in range(16):
-        a, b, c = _sums_above(
-            logits_ptr,
-            vocab,
-            temperature,
-            largest,
-            floor,
-            threshold + step,
-            step,
-            BY_MASS=BY_MASS,
-            BLOCK=BLOCK,
-        )
-        # Sums fall with the threshold: those that reach are the first ones.
-        threshold += tl.where(a >= wanted, step, 0).to(tl.uint32)
-        threshold += tl.where(b >= wanted, step, 0).to(tl.uint32)
-        threshold += tl.where(c >= wanted, step, 0).to(tl.uint32)
+        counts = tl.zeros([4], tl.float32)
+        for start in range(0, vocab, BLOCK):
+            index = start + tl.arange(0, BLOCK)
+            mask = index < vocab
+            logits = tl.load(logits_ptr + index, mask=mask, other=0.0)
+            key = tl.where(mask, ordered_key(logits), 0).to(tl.uint32)
+            counts += sums_reaching(key, mask.to(tl.float32), threshold, step, 4)
+        # Counts fall with the threshold: those that reach are the first ones, the lowest always.
+        digit = tl.sum((counts >= top_k).to(tl.int32)) - 1
+        threshold += digit.to(tl.uint32) * step
         step = step >> 2
-    return threshold
+    tl.store(thresholds_ptr + row, threshold)
 
 
 @triton.jit
-def _search_rows(
+def _settled(
+    lows_ptr,
+    sums_ptr,
+    top_p,
+    row,
+    num_rows,
+    splits,
+    done,
+    BITS: tl.constexpr,
+    SPLIT_BLOCK: tl.constexpr,
+):
+    """The bits of top_p's threshold that `done` > 0 passes have settled: the largest t whose mass
+    reaches the share top_p of the first pass' first sum, which is the sum of all."""
+    NUM: tl.constexpr = 1 << BITS
+    split = tl.arange(0, SPLIT_BLOCK)
+    all_at = sums_ptr + (row * splits + split) * NUM
+    total = tl.sum(tl.load(all_at, mask=split < splits, other=0.0))
+    split = split[:, None]
+    previous = (done - 1) * num_rows + row
+    at = (previous * splits + split) * NUM + tl.arange(0, NUM)[None, :]
+    reached = tl.sum(tl.load(sums_ptr + at, mask=split < splits, other=0.0), axis=0)
+    # Sums fall with the threshold: those that reach are the first ones; the lowest always does.
+    digit = tl.maximum(tl.sum((reached >= top_p * total).to(tl.int32)) - 1, 0)
+    return tl.load(lows_ptr + previous) + (digit.to(tl.uint32) << (32 - BITS * done))
+
+
+# Neither the pass nor the size of the batch must cost a compilation.
+@triton.jit(do_not_specialize=["pass_index", "num_rows"])
+def _search_top_p(
     logits_ptr,
     temperature_ptr,
-    top_k_ptr,
     top_p_ptr,
     best_ptr,
     out_ptr,
     thresholds_ptr,
+    lows_ptr,
+    sums_ptr,
     row_stride,
+    num_rows,
     vocab,
     splits,
+    pass_index,
+    BITS: tl.constexpr,
     SPLIT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The thresholds of rows that are not drawn yet, from whole rows."""
-    row = tl.program_id(0).to(tl.int64)
-    if tl.load(out_ptr + row) >= 0:
+    """One pass for the rows that are not drawn yet: the mass of a piece's tokens at or above each
+    of 2^BITS thresholds, which go on from what the passes before settled."""
+    row = (tl.program_id(0) // splits).to(tl.int64)
+    top_p = tl.load(top_p_ptr + row)
+    if (tl.load(out_ptr + row) >= 0) | (top_p >= 1.0):
         return
     logits_ptr += row * row_stride
-    temperature = tl.load(temperature_ptr + row)
-    best = _row_best(best_ptr, row, splits, SPLIT_BLOCK)
-    largest = _scaled_at(logits_ptr, best, temperature)
-    threshold = tl.full([], 1, tl.uint32)
-    top_k = tl.load(top_k_ptr + row)
-    if (top_k > 0) & (top_k < vocab):
-        wanted = top_k.to(tl.float32)
-        threshold = _search(
-            logits_ptr, vocab, temperature, largest, threshold, wanted, BY_MASS=False, BLOCK=BLOCK
+    piece = tl.program_id(0) % splits
+    index = piece * BLOCK + tl.arange(0, BLOCK)
+    mask = index < vocab
+    logits = tl.load(logits_ptr + index, mask=mask, other=0.0).to(tl.float32)
+    key = tl.where(mask, ordered_key(logits), 0).to(tl.uint32)
+    largest = _logit_at(logits_ptr, _row_best(best_ptr, row, splits, SPLIT_BLOCK))
+    kept = key >= tl.load(thresholds_ptr + row)
+    weight = _weight(logits, largest, tl.load(temperature_ptr + row), kept)
+    low = tl.full([], 0, tl.uint32)
+    if pass_index > 0:
+        low = _settled(
+            lows_ptr, sums_ptr, top_p, row, num_rows, splits, pass_index, BITS, SPLIT_BLOCK
         )
-    top_p = tl.load(top_p_ptr + row)
-    if top_p < 1.0:
-        total, _, _ = _sums_above(
-            logits_ptr,
-            vocab,
-            temperature,
-            largest,
-            threshold,
-            threshold,
-            threshold * 0,
-            BY_MASS=True,
-            BLOCK=BLOCK,
-        )
-        p_threshold = _search(
-            logits_ptr,
-            vocab,
-            temperature,
-            largest,
-            threshold,
-            top_p * total,
-            BY_MASS=True,
-            BLOCK=BLOCK,
-        )
-        threshold = tl.maximum(threshold, p_threshold)
-    tl.store(thresholds_ptr + row, tl.minimum(threshold, ordered_key(largest)))
+    at = pass_index * num_rows + row
+    if piece == 0:
+        tl.store(lows_ptr + at, low)
+    NUM: tl.constexpr = 1 << BITS
+    step = tl.full([], 1, tl.uint32) << (32 - BITS - BITS * pass_index)
+    sums = sums_reaching(key, weight, low, step, NUM)
+    tl.store(sums_ptr + (at * splits + piece) * NUM + tl.arange(0, NUM), sums)
 
 
 @triton.jit
+def _threshold_of_row(
+    top_p_ptr,
+    thresholds_ptr,
+    lows_ptr,
+    sums_ptr,
+    row,
+    num_rows,
+    splits,
+    largest,
+    NUM_PASSES: tl.constexpr,
+    BITS: tl.constexpr,
+    SPLIT_BLOCK: tl.constexpr,
+):
+    """What the searches over the whole row found: the lowest key it keeps."""
+    threshold = tl.load(thresholds_ptr + row)
+    top_p = tl.load(top_p_ptr + row)
+    if top_p < 1.0:
+        settled = _settled(
+            lows_ptr, sums_ptr, top_p, row, num_rows, splits, NUM_PASSES, BITS, SPLIT_BLOCK
+        )
+        threshold = tl.maximum(threshold, settled)
+    # However small top_p is, the most likely tokens stay.
+    return tl.minimum(threshold, ordered_key(largest))
+
+
+@triton.jit(do_not_specialize=["num_rows"])
 def _kept_mass(
     logits_ptr,
     temperature_ptr,
+    top_p_ptr,
     min_p_ptr,
     best_ptr,
     out_ptr,
     thresholds_ptr,
+    lows_ptr,
+    sums_ptr,
     masses_ptr,
     row_stride,
+    num_rows,
     vocab,
     splits,
     SEARCHED: tl.constexpr,
+    NUM_PASSES: tl.constexpr,
+    BITS: tl.constexpr,
     SPLIT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = (tl.program_id(0) // splits).to(tl.int64)
-    threshold = tl.full([], 0, tl.uint32)
-    if SEARCHED:
-        if tl.load(out_ptr + row) >= 0:
-            return
-        threshold = tl.load(thresholds_ptr + row)
+    if SEARCHED & (tl.load(out_ptr + row) >= 0):
+        return
     temperature = tl.load(temperature_ptr + row)
     if temperature == 0.0:
         return
@@ -393,35 +490,53 @@ def _kept_mass(
     mask = index < vocab
     logits = tl.load(logits_ptr + index, mask=mask, other=0.0).to(tl.float32)
     best = _row_best(best_ptr, row, splits, SPLIT_BLOCK)
-    largest = _scaled_at(logits_ptr, best, temperature)
+    largest = _logit_at(logits_ptr, best)
+    threshold = tl.full([], 0, tl.uint32)
+    if SEARCHED:
+        threshold = _threshold_of_row(
+            top_p_ptr,
+            thresholds_ptr,
+            lows_ptr,
+            sums_ptr,
+            row,
+            num_rows,
+            splits,
+            largest,
+            NUM_PASSES,
+            BITS,
+            SPLIT_BLOCK,
+        )
     weight = _kept_weight(logits, temperature, largest, threshold, tl.load(min_p_ptr + row), mask)
     tl.store(masses_ptr + tl.program_id(0), tl.sum(weight, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _draw(
     logits_ptr,
     temperature_ptr,
+    top_p_ptr,
     min_p_ptr,
     seeds_ptr,
     positions_ptr,
     best_ptr,
     out_ptr,
     thresholds_ptr,
+    lows_ptr,
+    sums_ptr,
     masses_ptr,
     row_stride,
+    num_rows,
     vocab,
     splits,
     SEARCHED: tl.constexpr,
+    NUM_PASSES: tl.constexpr,
+    BITS: tl.constexpr,
     SPLIT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    threshold = tl.full([], 0, tl.uint32)
-    if SEARCHED:
-        if tl.load(out_ptr + row) >= 0:
-            return
-        threshold = tl.load(thresholds_ptr + row)
+    if SEARCHED & (tl.load(out_ptr + row) >= 0):
+        return
     logits_ptr += row * row_stride
     best = _row_best(best_ptr, row, splits, SPLIT_BLOCK)
     temperature = tl.load(temperature_ptr + row)
@@ -432,7 +547,22 @@ def _draw(
     masses = tl.load(masses_ptr + row * splits + split, mask=split < splits, other=0.0)
     uniform = _uniform(seeds_ptr, positions_ptr, row)
     piece, before, target = _part_of_draw(masses, uniform, SPLIT_BLOCK)
-    largest = _scaled_at(logits_ptr, best, temperature)
+    largest = _logit_at(logits_ptr, best)
+    threshold = tl.full([], 0, tl.uint32)
+    if SEARCHED:
+        threshold = _threshold_of_row(
+            top_p_ptr,
+            thresholds_ptr,
+            lows_ptr,
+            sums_ptr,
+            row,
+            num_rows,
+            splits,
+            largest,
+            NUM_PASSES,
+            BITS,
+            SPLIT_BLOCK,
+        )
     min_p = tl.load(min_p_ptr + row)
     token = _draw_within(
         logits_ptr,
@@ -545,8 +675,13 @@ def sample(
     maxima = torch.empty(num_rows, launch.groups, dtype=torch.uint32, device=device)
     thresholds = torch.empty(num_rows, dtype=torch.uint32, device=device)
     out = torch.empty(num_rows, dtype=torch.int64, device=device)
+    # For each pass of the search for top_p: the bits settled before it, and its sums.
+    num_passes = _NUM_PASSES[logits.dtype] if any_top_p else 0
+    lows = torch.empty(num_passes, num_rows, dtype=torch.uint32, device=device)
+    sums = torch.empty(num_passes, num_rows, launch.splits, 1 << _BITS_PER_PASS, device=device)
+    grid = (num_rows * launch.splits,)
     sizes = (logits.stride(0), vocab, launch.splits)
-    _summarise_piece[(num_rows * launch.splits,)](
+    _summarise_piece[grid](
         logits,
         temperature,
         top_k,
@@ -576,49 +711,42 @@ def sample(
             maxima,
             chosen,
             out,
+            thresholds,
             *sizes,
             launch.groups,
             SPLIT_BLOCK=launch.split_block,
             GROUP=launch.group,
             GROUPS_BLOCK=launch.groups_block,
             BEST_GROUPS=launch.best_groups,
+            FEW_GROUPS=launch.few_groups,
             num_warps=min(max(launch.best_groups * launch.group // 512, 1), 16),
         )
-        _search_rows[(num_rows,)](
+    if any_top_k:
+        _search_top_k[(num_rows,)](
             logits,
-            temperature,
             top_k,
-            top_p,
-            best,
             out,
             thresholds,
-            *sizes,
-            SPLIT_BLOCK=launch.split_block,
+            logits.stride(0),
+            vocab,
             BLOCK=_SCAN_BLOCK,
             num_warps=16,
         )
-    pieces = {
-        "SEARCHED": searched,
+    sizes = (logits.stride(0), num_rows, vocab, launch.splits)
+    meta = {
+        "BITS": _BITS_PER_PASS,
         "SPLIT_BLOCK": launch.split_block,
         "BLOCK": launch.block,
         "num_warps": launch.num_warps,
     }
-    _kept_mass[(num_rows * launch.splits,)](
-        logits, temperature, min_p, best, out, thresholds, masses, *sizes, **pieces
-    )
-    _draw[(num_rows,)](
-        logits,
-        temperature,
-        min_p,
-        seeds,
-        positions,
-        best,
-        out,
-        thresholds,
-        masses,
-        *sizes,
-        **pieces,
-    )
+    for i in range(num_passes):
+        _search_top_p[grid](
+            logits, temperature, top_p, best, out, thresholds, lows, sums, *sizes, i, **meta
+        )
+    found = (best, out, thresholds, lows, sums, masses)
+    meta |= {"SEARCHED": searched, "NUM_PASSES": num_passes}
+    _kept_mass[grid](logits, temperature, top_p, min_p, *found, *sizes, **meta)
+    _draw[(num_rows,)](logits, temperature, top_p, min_p, seeds, positions, *found, *sizes, **meta)
     return out
 
 

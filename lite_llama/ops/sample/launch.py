@@ -11,12 +11,15 @@ _MAX_SPLITS = 1024
 MAX_VOCAB = _BLOCK * _MAX_SPLITS
 # One program holds a row's group maxima in registers, then the tokens of its best groups.
 _MIN_GROUP, _MAX_GROUPS_OF_ROW, _MAX_TOKENS = 16, 8192, 16384
+# What a small top_k looks at first: sums over fewer tokens.
+_FEW_GROUPS = 256
 
 
 @dataclass(frozen=True)
 class SampleLaunch:
     """A row is cut into `splits` pieces of `block` columns, and into `groups` of `group` columns,
-    of which the best `best_groups` are looked at closely; `*_block` pad to powers of two."""
+    of which the best `best_groups` are looked at closely, for a small top_k `few_groups` before;
+    `*_block` pad to powers of two."""
 
     splits: int
     split_block: int
@@ -26,6 +29,7 @@ class SampleLaunch:
     groups: int
     groups_block: int
     best_groups: int
+    few_groups: int
 
 
 def choose_launch(vocab: int) -> SampleLaunch:
@@ -35,6 +39,7 @@ def choose_launch(vocab: int) -> SampleLaunch:
     group = max(_MIN_GROUP, next_power_of_2(ceil_div(vocab, _MAX_GROUPS_OF_ROW)))
     groups = ceil_div(vocab, group)
     groups_block = next_power_of_2(groups)
+    best_groups = min(groups_block, _MAX_TOKENS // group)
     return SampleLaunch(
         splits,
         next_power_of_2(splits),
@@ -43,5 +48,6 @@ def choose_launch(vocab: int) -> SampleLaunch:
         group=group,
         groups=groups,
         groups_block=groups_block,
-        best_groups=min(groups_block, _MAX_TOKENS // group),
+        best_groups=best_groups,
+        few_groups=min(best_groups, _FEW_GROUPS),
     )

@@ -6,38 +6,57 @@ import triton.language as tl
 from torch import Tensor
 
 from lite_llama.kernel_lib.gpu import gpu_spec
-from lite_llama.kernel_lib.row_launch import MAX_COLUMNS, choose_row_launch
+from lite_llama.kernel_lib.row_launch import MAX_COLUMNS, choose_row_launch, programs_at_once
 from lite_llama.kernel_lib.rows import as_rows, ceil_div, next_power_of_2
 
 # Pieces of long rows: 8 warps with 16 values a thread. A program holds a row's pieces in registers.
 _PIECE_BLOCK, _MAX_PIECES = 4096, 1024
 
+# From here on few programs fit an SM, and walking with the next row on its way pays.
+_WALKED_BYTES = 32 * 1024
 # This row and the next, as ptxas counts (tests/compile).
 _REGISTERS_PER_VALUE = 1.5
 
 
+@triton.jit
+def _store_softmax(x, out_ptr, rows, columns, n, mask):
+    x = x.to(tl.float32)
+    weights = tl.exp(x - tl.max(x, axis=1, keep_dims=True))
+    out = weights * (1.0 / tl.sum(weights, axis=1, keep_dims=True))
+    tl.store(out_ptr + rows * n + columns, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=["num_rows"])  # a step's size must not cost a compilation
-def _softmax(x_ptr, out_ptr, x_row_stride, num_rows, n, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _softmax(
+    x_ptr,
+    out_ptr,
+    x_row_stride,
+    num_rows,
+    n,
+    WALKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     columns = tl.arange(0, BLOCK)[None, :]
     in_row = columns < n
     first_row = tl.program_id(0) * ROWS
-    step = tl.num_programs(0) * ROWS
     rows = first_row.to(tl.int64) + tl.arange(0, ROWS)[:, None]
     mask = (rows < num_rows) & in_row
     x = tl.load(x_ptr + rows * x_row_stride + columns, mask=mask, other=float("-inf"))
-    for _ in range(first_row, num_rows, step):
-        # The next rows are on their way while these are summed.
-        next_rows = rows + step
-        next_mask = (next_rows < num_rows) & in_row
-        next_at = x_ptr + next_rows * x_row_stride + columns
-        next_x = tl.load(next_at, mask=next_mask, other=float("-inf"))
-        wide = x.to(tl.float32)
-        weights = tl.exp(wide - tl.max(wide, axis=1, keep_dims=True))
-        out = weights * (1.0 / tl.sum(weights, axis=1, keep_dims=True))
-        tl.store(out_ptr + rows * n + columns, out.to(out_ptr.dtype.element_ty), mask=mask)
-        rows = next_rows
-        mask = next_mask
-        x = next_x
+    if WALKS:
+        step = tl.num_programs(0) * ROWS
+        for _ in range(first_row, num_rows, step):
+            # The next rows are on their way while these are summed.
+            next_rows = rows + step
+            next_mask = (next_rows < num_rows) & in_row
+            next_at = x_ptr + next_rows * x_row_stride + columns
+            next_x = tl.load(next_at, mask=next_mask, other=float("-inf"))
+            _store_softmax(x, out_ptr, rows, columns, n, mask)
+            rows = next_rows
+            mask = next_mask
+            x = next_x
+    else:
+        _store_softmax(x, out_ptr, rows, columns, n, mask)
 
 
 @triton.jit
@@ -102,13 +121,18 @@ def softmax(x: Tensor) -> Tensor:
         _softmax_in_pieces(rows, out)
         return out
     gpu = gpu_spec(x.device)
-    launch = choose_row_launch(num_rows, n, x.element_size(), _REGISTERS_PER_VALUE, gpu)
-    _softmax[(launch.programs,)](
+    launch = choose_row_launch(num_rows, n, x.element_size(), gpu)
+    walks = launch.rows * launch.block * x.element_size() >= _WALKED_BYTES
+    programs = launch.tiles
+    if walks:
+        programs = programs_at_once(launch, x.element_size(), _REGISTERS_PER_VALUE, gpu)
+    _softmax[(programs,)](
         rows,
         out,
         rows.stride(0),
         num_rows,
         n,
+        WALKS=walks,
         ROWS=launch.rows,
         BLOCK=launch.block,
         num_warps=launch.num_warps,

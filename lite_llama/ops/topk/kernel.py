@@ -47,15 +47,16 @@ def _group_maxima(
 
 
 @triton.jit
-def _keep_largest(key, count, UNUSED_BITS: tl.constexpr):
-    """Which `count` keys [n] are the largest; among equal ones the first. 0 is no key."""
-    low = tl.full([], 0, tl.uint32)
-    high = tl.full([], 0xFFFFFFFF >> UNUSED_BITS, tl.uint32)
+def _keep_largest(key, count, low):
+    """Which `count` keys [n] are the largest, among equal ones the first, and the least of them.
+    0 is no key; `low` is 0 or known to be reached by as many."""
+    high = tl.max(key, axis=0)
+    low = tl.where(count == 1, high, low).to(tl.uint32)
     threshold = largest_reaching(key, (key > 0).to(tl.float32), count.to(tl.float32), low, high)
     above = key > threshold
     equal = (key == threshold).to(tl.int32)
     wanted = count - tl.sum(above.to(tl.int32))
-    return above | ((equal == 1) & (tl.cumsum(equal, axis=0) <= wanted))
+    return above | ((equal == 1) & (tl.cumsum(equal, axis=0) <= wanted)), threshold
 
 
 @triton.jit(do_not_specialize=["k"])
@@ -82,7 +83,7 @@ def _top_of_row(
     in_row = group < num_groups
     maxima = tl.load(maxima_ptr + row * num_groups + group, mask=in_row, other=0)
     num_chosen = tl.minimum(k, num_groups)
-    kept = _keep_largest(maxima, num_chosen, UNUSED_BITS)
+    kept, floor = _keep_largest(maxima, num_chosen, tl.full([], 0, tl.uint32))
     place = tl.cumsum(kept.to(tl.int32), axis=0) - 1
     tl.store(chosen_ptr + place, group.to(tl.int64), mask=kept)
     tl.debug_barrier()  # what other threads stored is read below
@@ -93,7 +94,8 @@ def _top_of_row(
     inside = index < n
     key = ordered_key(tl.load(x_ptr + index, mask=inside, other=0.0)) >> UNUSED_BITS
     key = tl.where(inside, key, 0)
-    kept = _keep_largest(key, k, UNUSED_BITS)
+    floor = tl.where(num_chosen == k, floor, 0)  # k groups hold k values that large
+    kept, _ = _keep_largest(key, k, floor)
     place = tl.cumsum(kept.to(tl.int32), axis=0) - 1
     tl.store(chosen_ptr + place, indexed_key(key, index), mask=kept)
     tl.debug_barrier()
