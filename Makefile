@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint gpu clean
+.PHONY: demo test lint gpu matrix soak clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/lite-llama generate --temperature 0 "What is the capital of France?"
@@ -40,6 +40,14 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
 	$(GPU_PYTHON) -m lite_llama.bench.ops.run
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --batch 1,2,4,8,16,64
 	$(GPU_PYTHON) -m lite_llama.bench.plot
+
+# The server's tests, and the page that lists when each row of its matrix last passed.
+matrix: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -p tests.server.matrix tests/server tests/text/test_grammar.py tests/text/test_tags.py
+
+# Their long forms: about an hour and a half.
+soak: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest tests/server/soak_server.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -15,9 +15,10 @@ from lite_llama.errors import (
 )
 
 if TYPE_CHECKING:
+    from lite_llama.completion import CompletionOutput, RequestMetrics, TextChunk
     from lite_llama.engine.config import EngineConfig
     from lite_llama.engine.sampling_params import SamplingParams
-    from lite_llama.llm import LLM, CompletionOutput, RequestMetrics, RequestOutput, TextChunk
+    from lite_llama.llm import LLM, RequestOutput
 
 __version__ = "0.1.0"
 
@@ -43,10 +44,10 @@ __all__ = [
 # torch takes two seconds to import, which `lite-llama --help` need not wait for.
 _LAZY = {
     "LLM": "lite_llama.llm",
-    "CompletionOutput": "lite_llama.llm",
-    "RequestMetrics": "lite_llama.llm",
+    "CompletionOutput": "lite_llama.completion",
+    "RequestMetrics": "lite_llama.completion",
     "RequestOutput": "lite_llama.llm",
-    "TextChunk": "lite_llama.llm",
+    "TextChunk": "lite_llama.completion",
     "EngineConfig": "lite_llama.engine.config",
     "SamplingParams": "lite_llama.engine.sampling_params",
 }

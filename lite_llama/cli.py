@@ -1,7 +1,9 @@
 """The `lite-llama` command: flags to settings, results to the terminal, errors to one line."""
 
 import io
+import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,8 +15,9 @@ import typer
 from lite_llama.errors import ConfigError, LiteLlamaError
 
 if TYPE_CHECKING:
+    from lite_llama.completion import TextChunk
     from lite_llama.engine.sampling_params import SamplingParams
-    from lite_llama.llm import LLM, TextChunk
+    from lite_llama.llm import LLM
 
 app = typer.Typer(
     help="LLM inference in readable Python, with GPU kernels in Triton.",
@@ -22,6 +25,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+# Each flag of `serve` has an environment variable of this prefix.
+_ENV = "LITE_LLAMA_"
 
 Model = Annotated[
     str | None,
@@ -210,6 +216,145 @@ def _show(chunks: Iterator["TextChunk"], pieces: list[str] | None = None) -> Non
 
 
 @app.command()
+def serve(
+    model: Annotated[
+        str | None, typer.Argument(help="Directory or .gguf file; the small default if absent.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.", envvar=_ENV + "HOST")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 picks a free one.", envvar=_ENV + "PORT")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key that clients need; repeatable.", envvar=_ENV + "API_KEY"),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File of keys, one a line.", envvar=_ENV + "API_KEY_FILE")
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name in the API; repeatable.", envvar=_ENV + "SERVED_MODEL_NAME"),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further Host header accepted on loopback.", envvar=_ENV + "ALLOWED_HOST"
+        ),
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(help="Longest prompt plus answer.", envvar=_ENV + "MAX_MODEL_LEN"),
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Most sequences in a step.", envvar=_ENV + "MAX_NUM_SEQS")
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(help="Most tokens in a step.", envvar=_ENV + "MAX_NUM_BATCHED_TOKENS"),
+    ] = None,
+    num_blocks: Annotated[
+        int | None, typer.Option(help="KV blocks in all.", envvar=_ENV + "NUM_BLOCKS")
+    ] = None,
+    max_num_queued_reqs: Annotated[
+        int | None,
+        typer.Option(
+            help="Most sequences waiting and running; default 4 x max_num_seqs.",
+            envvar=_ENV + "MAX_NUM_QUEUED_REQS",
+        ),
+    ] = None,
+    max_num_queued_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Most prompt tokens waiting; default 16 x max_model_len.",
+            envvar=_ENV + "MAX_NUM_QUEUED_TOKENS",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16, float16.", envvar=_ENV + "DTYPE")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu or cuda.", envvar=_ENV + "DEVICE")
+    ] = "auto",
+    seed: Annotated[
+        int | None, typer.Option(help="Of requests that give none.", envvar=_ENV + "SEED")
+    ] = None,
+    request_timeout: Annotated[
+        float,
+        typer.Option(help="Longest time of a request, in s.", envvar=_ENV + "REQUEST_TIMEOUT"),
+    ] = 600.0,
+    step_timeout: Annotated[
+        float,
+        typer.Option(help="A longer engine step ends the server.", envvar=_ENV + "STEP_TIMEOUT"),
+    ] = 30.0,
+    shutdown_timeout: Annotated[
+        float, typer.Option(help="How long SIGTERM drains, in s.", envvar=_ENV + "SHUTDOWN_TIMEOUT")
+    ] = 30.0,
+    ssl_certfile: Annotated[
+        str | None, typer.Option(help="TLS certificate.", envvar=_ENV + "SSL_CERTFILE")
+    ] = None,
+    ssl_keyfile: Annotated[
+        str | None, typer.Option(help="TLS key.", envvar=_ENV + "SSL_KEYFILE")
+    ] = None,
+) -> None:
+    """Serve an OpenAI-compatible API, and a chat page at /."""
+    keys = [*(api_key or ()), *_keys_in(api_key_file)]
+    _log_to_stderr()
+    phases_started = time.perf_counter()
+    from lite_llama.server.config import ServeConfig
+
+    config = ServeConfig(
+        host=host,
+        port=port,
+        api_keys=tuple(keys),
+        served_model_names=tuple(served_model_name or ()),
+        allowed_hosts=tuple(allowed_host or ()),
+        max_num_queued_reqs=max_num_queued_reqs,
+        max_num_queued_tokens=max_num_queued_tokens,
+        request_timeout_s=request_timeout,
+        step_timeout_s=step_timeout,
+        drain_s=shutdown_timeout,
+        seed=seed,
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+    )
+    if keys and not config.is_loopback and ssl_certfile is None:
+        print("lite-llama: keys travel unencrypted; set --ssl-certfile", file=sys.stderr)
+    from lite_llama.server.run import Phases
+    from lite_llama.server.run import serve as run_server
+
+    phases = Phases(lambda line: print(line, file=sys.stderr, flush=True), phases_started)
+    phases.total("import")
+    settings = {
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "num_blocks": num_blocks,
+        "dtype": dtype,
+        "device": device,
+    }
+    sys.exit(run_server(model, config, settings, phases))
+
+
+def _keys_in(path: Path | None) -> list[str]:
+    """The keys of a file, one a line; blank lines are skipped."""
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the keys in {path}: {error}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("lite_llama")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+@app.command()
 def inspect(
     model: Annotated[
         str | None, typer.Argument(help="Directory, .gguf file, or llama-3.2-1b as an example.")
@@ -275,6 +420,46 @@ def bench_latency(
         dtype=dtype,
         compare=compare is not None,
     )
+
+
+@bench.command("serve")
+def bench_serve(
+    model: Annotated[str, typer.Argument(help="Name of the model at the server.")],
+    url: Annotated[str, typer.Option(help="The server.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[str | None, typer.Option(envvar=_ENV + "API_KEY")] = None,
+    workload: Annotated[str, typer.Option(help="random, shared-prefix or trace.")] = "random",
+    trace: Annotated[Path | None, typer.Option(help="JSON lines with a prompt each.")] = None,
+    num_requests: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
+    prompt_len: Annotated[int, typer.Option(min=4, help="Tokens a prompt, about.")] = 128,
+    gen_len: Annotated[int, typer.Option(min=1, help="Tokens an answer.")] = 64,
+    request_rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Open loop: requests a second.")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Closed loop: clients.")] = None,
+    seed: Annotated[int, typer.Option(help="Of texts and arrivals.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Draw the distributions here.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the figures here, as JSON.")] = None,
+) -> None:
+    """Load an OpenAI-compatible server: TTFT, TPOT, ITL, E2E and tokens/s."""
+    import asyncio
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from lite_llama.bench.serve import report, workloads
+    from lite_llama.bench.serve.load import Target
+
+    if (request_rate is None) == (concurrency is None):
+        raise ConfigError("give one of --request-rate (open loop) and --concurrency (closed loop)")
+    asks = workloads.choose(workload, (num_requests, prompt_len, gen_len), seed, trace)
+    target = Target(url.rstrip("/"), model, api_key, request_rate, concurrency, seed)
+    samples, summary = asyncio.run(report.measure(target, asks))
+    Console().print(report.table(summary))
+    if plot is not None:
+        report.plot(samples, plot)
+    if output is not None:
+        output.write_text(json.dumps(asdict(summary), indent=2) + "\n")
 
 
 @app.command()

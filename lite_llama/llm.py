@@ -1,9 +1,7 @@
 """The Python API: text in, text out."""
 
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -13,14 +11,14 @@ from torch import Tensor
 
 from lite_llama.checkpoint.default_model import find_default_model
 from lite_llama.checkpoint.reader import Checkpoint, open_checkpoint
+from lite_llama.completion import Completion, CompletionOutput, TextChunk
 from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memory, resolve
 from lite_llama.engine.engine import Engine
-from lite_llama.engine.request import FinishReason, StepOutput, TokenLogprobs
+from lite_llama.engine.request import TokenLogprobs
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.errors import ContextTooLong, ModelFileError, RequestError
 from lite_llama.models.loader import load_decoder, read_config
 from lite_llama.text.chat_template import ChatTemplate
-from lite_llama.text.stream import IncrementalDetokenizer, StopStrings
 from lite_llama.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
@@ -28,49 +26,6 @@ Message = Mapping[str, Any]
 
 # A prompt of more bytes than this times max_model_len cannot fit; it is refused unread.
 _MAX_BYTES_PER_TOKEN = 8
-
-
-@dataclass(frozen=True)
-class RequestMetrics:
-    """Counts and times of one request."""
-
-    num_prompt_tokens: int
-    num_cached_tokens: int
-    num_generated_tokens: int
-    time_to_first_token_s: float
-    generation_s: float  # from the first token to the last
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Rate of the tokens after the first; 0.0 if there was only one."""
-        if self.num_generated_tokens < 2 or self.generation_s <= 0:
-            return 0.0
-        return (self.num_generated_tokens - 1) / self.generation_s
-
-
-@dataclass(frozen=True)
-class TextChunk:
-    """A piece of a streamed answer. The last one carries finish_reason and metrics."""
-
-    index: int  # which of the n completions
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None = None
-    metrics: RequestMetrics | None = None
-
-
-@dataclass(frozen=True)
-class CompletionOutput:
-    """One completion of a prompt."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    cumulative_logprob: float | None
-    logprobs: list[TokenLogprobs] | None
-    finish_reason: FinishReason | None
-    stop_reason: int | str | None  # the token id or string that ended it
-    metrics: RequestMetrics
 
 
 @dataclass(frozen=True)
@@ -83,93 +38,6 @@ class RequestOutput:
     prompt_logprobs: Sequence[TokenLogprobs | None] | None
     outputs: list[CompletionOutput]
     num_cached_tokens: int
-
-
-@dataclass
-class _Completion:
-    """One sequence being generated: its text so far, and the chunks not yet handed out."""
-
-    request_id: str
-    index: int
-    params: SamplingParams
-    num_prompt_tokens: int
-    detokenizer: IncrementalDetokenizer | None
-    stops: StopStrings
-    started: float = field(default_factory=time.perf_counter)
-    first_token_at: float = 0.0
-    last_token_at: float = 0.0
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
-    num_cached_tokens: int = 0
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
-    chunks: deque[TextChunk] = field(default_factory=deque)
-
-    def push(self, step: StepOutput) -> None:
-        """Take in one step's token; sets finish_reason when the answer ends with it."""
-        self.last_token_at = time.perf_counter()
-        if not self.token_ids:
-            self.first_token_at = self.last_token_at
-            self.prompt_logprobs = step.prompt_logprobs
-            self.num_cached_tokens = step.num_cached_tokens
-        self.token_ids.append(step.token_id)
-        if step.logprobs is not None:
-            self.logprobs.append(step.logprobs)
-        self.finish_reason = step.finish_reason
-        self.stop_reason = step.stop_token_id
-        piece = self._text_of(step)
-        self.text += piece
-        self.chunks.append(
-            TextChunk(
-                self.index,
-                piece,
-                (step.token_id,),
-                self.finish_reason,
-                None if self.finish_reason is None else self.metrics(),
-            )
-        )
-
-    def _text_of(self, step: StepOutput) -> str:
-        if self.detokenizer is None:
-            return ""
-        hidden = step.stop_token_id is not None and not self.params.include_stop_str_in_output
-        new = "" if hidden else self.detokenizer.push([step.token_id])
-        if step.finish_reason is not None:
-            new += self.detokenizer.finish()
-        if len(self.token_ids) <= self.params.min_tokens:
-            return new  # as in vLLM, stop strings are searched behind the first min_tokens tokens
-        piece, stopped = self.stops.push(new)
-        if stopped:
-            self.finish_reason = "stop"
-            self.stop_reason = self.stops.matched
-            return piece
-        return piece + self.stops.finish() if step.finish_reason is not None else piece
-
-    def metrics(self) -> RequestMetrics:
-        """Counts and times so far."""
-        return RequestMetrics(
-            num_prompt_tokens=self.num_prompt_tokens,
-            num_cached_tokens=self.num_cached_tokens,
-            num_generated_tokens=len(self.token_ids),
-            time_to_first_token_s=self.first_token_at - self.started,
-            generation_s=self.last_token_at - self.first_token_at,
-        )
-
-    def output(self) -> CompletionOutput:
-        """The finished completion."""
-        asked = self.params.logprobs is not None
-        return CompletionOutput(
-            index=self.index,
-            text=self.text,
-            token_ids=self.token_ids,
-            cumulative_logprob=sum(row[0].logprob for row in self.logprobs) if asked else None,
-            logprobs=self.logprobs if asked else None,
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-            metrics=self.metrics(),
-        )
 
 
 class LLM:
@@ -205,7 +73,7 @@ class LLM:
         self._checkpoint = checkpoint
         self._tokenizer = _read_tokenizer(checkpoint)
         self._chat_template: ChatTemplate | None = None
-        self._live: dict[str, _Completion] = {}
+        self._live: dict[str, Completion] = {}
         self._ids = count()
         eos = _eos_ids(checkpoint, self._tokenizer, self.model_config.vocab_size)
         self.engine = Engine(decoder, self.plan, num_blocks, eos)
@@ -218,6 +86,11 @@ class LLM:
                 f"{self._checkpoint.path} has no tokenizer.json; give prompts as token ids"
             )
         return self._tokenizer
+
+    @property
+    def chat_template_source(self) -> str | None:
+        """The text of the model's chat template; None if it has none."""
+        return self._checkpoint.chat_template
 
     def default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json recommends, up to the context's end."""
@@ -241,7 +114,7 @@ class LLM:
         listed = _as_list(prompts)
         params = self._params_for(listed, sampling_params)
         tokenised = [self._tokenise(prompt) for prompt in listed]
-        groups: list[list[_Completion]] = []
+        groups: list[list[Completion]] = []
         try:
             for token_ids, each in zip(tokenised, params, strict=True):
                 groups.append([])
@@ -276,7 +149,7 @@ class LLM:
     ) -> Iterator[TextChunk]:
         """Complete one prompt, handing out text as it comes; leaving the loop early ends it."""
         params = self._params_for([prompt], sampling_params)[0]
-        group: list[_Completion] = []
+        group: list[Completion] = []
         try:
             self._add(self._tokenise(prompt), params, group)
             while True:
@@ -378,26 +251,15 @@ class LLM:
                 param="prompt",
             )
 
-    def _add(self, token_ids: list[int], params: SamplingParams, group: list[_Completion]) -> None:
+    def _add(self, token_ids: list[int], params: SamplingParams, group: list[Completion]) -> None:
         """Queue the n completions of a prompt; those queued are in `group` even if one fails."""
         number = next(self._ids)
         for index in range(params.n):
             request_id = f"{number}-{index}"
             seed = None if params.seed is None else (params.seed + index) % 2**63
             self.engine.add(request_id, token_ids, replace(params, n=1, seed=seed))
-            completion = _Completion(
-                request_id,
-                index,
-                params,
-                len(token_ids),
-                None
-                if self._tokenizer is None
-                else IncrementalDetokenizer(
-                    self._tokenizer,
-                    skip_special_tokens=params.skip_special_tokens,
-                    continues_text=True,
-                ),
-                StopStrings(params.stop_strings, include_stop=params.include_stop_str_in_output),
+            completion = Completion.begin(
+                request_id, index, params, len(token_ids), self._tokenizer
             )
             self._live[request_id] = completion
             group.append(completion)
@@ -411,7 +273,7 @@ class LLM:
                 del self._live[step.request_id]
                 self.engine.abort(step.request_id)
 
-    def _drop(self, completions: Iterator[_Completion] | Sequence[_Completion]) -> None:
+    def _drop(self, completions: Iterator[Completion] | Sequence[Completion]) -> None:
         for completion in completions:
             if self._live.pop(completion.request_id, None) is not None:
                 self.engine.abort(completion.request_id)
@@ -438,9 +300,7 @@ def _check_list(messages: object) -> None:
         )
 
 
-def _request_output(
-    prompt: Prompt, token_ids: list[int], group: list[_Completion]
-) -> RequestOutput:
+def _request_output(prompt: Prompt, token_ids: list[int], group: list[Completion]) -> RequestOutput:
     first = group[0]
     return RequestOutput(
         request_id=first.request_id.partition("-")[0],

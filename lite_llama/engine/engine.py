@@ -10,7 +10,7 @@ from torch import Tensor
 from lite_llama.cache.block_pool import BlockPool
 from lite_llama.engine import batch, sampler
 from lite_llama.engine.config import EnginePlan
-from lite_llama.engine.request import Request, StepOutput, TokenLogprobs
+from lite_llama.engine.request import Grammar, Request, StepOutput, TokenLogprobs
 from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.engine.scheduler import Scheduled, Scheduler
@@ -88,12 +88,15 @@ class Engine:
         params: SamplingParams,
         *,
         cache_salt: str = "",
+        grammar: Grammar | None = None,
     ) -> None:
         """Queue a request; RequestError or ContextTooLong if it cannot be served."""
         if request_id in self._live:
             raise RequestError(f"request id {request_id!r} is in use; choose another")
         self._check_prompt(prompt_token_ids)
         params.check_vocabulary(self.model.vocab_size)
+        if grammar is not None:
+            _check_grammar_can_end(params)
         num_prompt, limit = len(prompt_token_ids), self.plan.max_model_len
         if num_prompt >= limit:
             raise ContextTooLong(
@@ -115,6 +118,7 @@ class Engine:
             stop_token_ids=eos | frozenset(params.stop_token_ids),
             max_total_tokens=total,
             cache_salt=cache_salt,
+            grammar=grammar,
         )
         self.scheduler.add(request)
         self._live[request_id] = _Live(request)
@@ -143,7 +147,8 @@ class Engine:
             return None
         logits = self._take_prompt_logprobs(planned, self.runner.run(planned))
         drawing = [scheduled.request for scheduled in planned if scheduled.draws_token]
-        tokens, logprobs = _draw(drawing, logits)
+        masks = _grammar_masks(drawing)  # while a GPU still works on the logits
+        tokens, logprobs = _draw(drawing, logits, masks)
         return _Launched(planned, drawing, _ReadBack(tokens), logprobs)
 
     def _launch_ahead(self, launched: _Launched) -> _Launched | None:
@@ -249,7 +254,11 @@ class Engine:
     ) -> StepOutput:
         live = self._live[request.request_id]
         first = len(request.output_token_ids) == 1
-        if request.finish_reason is not None:
+        _advance_grammar(request, token_id)
+        if request.grammar_error is not None:
+            self.abort(request.request_id)
+            request.finish_reason = "error"
+        elif request.finish_reason is not None:
             del self._live[request.request_id]
         asked = request.params.prompt_logprobs is not None
         return StepOutput(
@@ -260,7 +269,40 @@ class Engine:
             finish_reason=request.finish_reason,
             stop_token_id=request.stop_token_id,
             num_cached_tokens=request.num_cached_tokens,
+            error=request.grammar_error,
         )
+
+
+def _check_grammar_can_end(params: SamplingParams) -> None:
+    """A grammar ends an answer with the model's end token, which must be allowed to come."""
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(params, name):
+            raise RequestError(
+                f"{name} is {getattr(params, name)}, but structured output must be free to end; "
+                "leave it out",
+                param=name,
+            )
+
+
+def _grammar_masks(requests: list[Request]) -> dict[int, bytes]:
+    """Allowed tokens by row, of the requests that have a grammar."""
+    masks = {}
+    for row, request in enumerate(requests):
+        if request.grammar is not None:
+            try:
+                masks[row] = request.grammar.mask()
+            except Exception as error:  # noqa: BLE001 - whatever it is concerns this request only
+                request.grammar_error = str(error)
+    return masks
+
+
+def _advance_grammar(request: Request, token_id: int) -> None:
+    if request.grammar is None or request.grammar_error or request.stop_token_id is not None:
+        return
+    try:
+        request.grammar.accept(token_id)
+    except Exception as error:  # noqa: BLE001 - as above
+        request.grammar_error = str(error)
 
 
 def _is_foreseeable(request: Request) -> bool:
@@ -268,6 +310,7 @@ def _is_foreseeable(request: Request) -> bool:
     params = request.params
     return (
         request.finish_reason is None
+        and request.grammar is None
         and not params.has_penalties
         and not params.logit_bias
         and params.logprobs is None
@@ -277,7 +320,9 @@ def _is_foreseeable(request: Request) -> bool:
 
 
 @torch.inference_mode()
-def _draw(requests: list[Request], logits: Tensor) -> tuple[Tensor, dict[str, TokenLogprobs]]:
+def _draw(
+    requests: list[Request], logits: Tensor, masks: dict[int, bytes]
+) -> tuple[Tensor, dict[str, TokenLogprobs]]:
     """Tokens int64 [num_requests] and, where asked, log-probabilities by request id.
 
     logits float32 [num_requests, vocab].
@@ -286,7 +331,7 @@ def _draw(requests: list[Request], logits: Tensor) -> tuple[Tensor, dict[str, To
     if not requests:
         return torch.empty(0, dtype=torch.int64), {}
     plain = logits[asking]  # a copy: sampling changes the logits
-    drawn = sampler.sample(logits, requests)
+    drawn = sampler.sample(logits, requests, masks=masks)
     if not asking:
         return drawn, {}
     described = sampler.logprobs_of(

@@ -2,12 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from lite_llama.cache.block_pool import BlockKey
 from lite_llama.engine.sampling_params import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Grammar(Protocol):
+    """What may come next in one answer. An exception from it ends its own request only."""
+
+    def mask(self) -> bytes:
+        """The tokens allowed next: token i is bit i % 8 of byte i // 8."""
+
+    def accept(self, token_id: int) -> None:
+        """Go on behind the token that was drawn."""
 
 
 @dataclass(eq=False)
@@ -29,6 +39,8 @@ class Request:
     block_keys: list[BlockKey] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
+    grammar: Grammar | None = None
+    grammar_error: str | None = None  # why its grammar broke; the request ends with this step
 
     @property
     def num_tokens(self) -> int:
@@ -74,3 +86,4 @@ class StepOutput:
     finish_reason: FinishReason | None
     stop_token_id: int | None  # the id that ended it, if one did
     num_cached_tokens: int
+    error: str | None = None  # with finish_reason "error"

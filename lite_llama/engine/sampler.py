@@ -1,6 +1,6 @@
 """From the logits of a step to the next token of each request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,14 +11,23 @@ from lite_llama.engine.request import Request, TokenLogprob, TokenLogprobs
 _NEVER = float("-inf")
 
 
-def sample(logits: Tensor, requests: Sequence[Request], *, ahead: int = 0) -> Tensor:
+def sample(
+    logits: Tensor,
+    requests: Sequence[Request],
+    *,
+    masks: Mapping[int, bytes] | None = None,
+    ahead: int = 0,
+) -> Tensor:
     """Draw one token a row: logits float32 [num_rows, vocab] (changed) -> int64 [num_rows].
 
-    Order, as in vLLM: logit bias and the ban of early stops, penalties, then `ops.sample`.
+    Order: logit bias and the ban of early stops, penalties, the grammars' masks (bits of the
+    allowed tokens, by row; see `Grammar.mask`), then `ops.sample`.
     `ahead`: tokens of each request that are drawn already but not known to the host.
     """
     _apply_bias(logits, requests)
     _apply_penalties(logits, requests)
+    if masks:
+        _apply_masks(logits, masks)
     if all(request.params.temperature == 0 for request in requests):
         return ops.argmax(logits)[1]
     return ops.sample(logits, _rows(requests, logits.device, ahead))
@@ -76,6 +85,15 @@ def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
         _column([request.params.frequency_penalty for request in chosen], device),
     )
     logits[rows] = penalised
+
+
+def _apply_masks(logits: Tensor, masks: Mapping[int, bytes]) -> None:
+    rows = list(masks)
+    packed = torch.frombuffer(bytearray(b"".join(masks.values())), dtype=torch.uint8)
+    packed = packed.view(len(rows), -1).to(logits.device, non_blocking=True)
+    shifts = torch.arange(8, dtype=torch.uint8, device=logits.device)
+    allowed = ((packed[:, :, None] >> shifts) & 1).bool().flatten(1)[:, : logits.shape[1]]
+    logits[rows] = logits[rows].masked_fill(~allowed, _NEVER)
 
 
 def _rows(requests: Sequence[Request], device: torch.device, ahead: int) -> ops.SamplingRows:

@@ -1,0 +1,217 @@
+"""POST /v1/completions: plain texts or token ids, one or many, continued."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lite_llama.completion import Completion, TextChunk
+from lite_llama.engine.request import TokenLogprobs
+from lite_llama.server import logprobs
+from lite_llama.server.async_engine import Generation
+from lite_llama.server.chat import format_spec
+from lite_llama.server.http import data_event
+from lite_llama.server.problems import Problem
+from lite_llama.server.protocol import MAX_PROMPTS, CompletionRequest, sampling_params
+from lite_llama.server.service import Caller, Service
+
+Prompt = str | list[int]
+
+
+@dataclass
+class CompletionWriter:
+    """Writes answers as text_completion objects."""
+
+    service: Service
+    request: CompletionRequest
+    model: str
+    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+
+    def base(self) -> dict[str, Any]:
+        """The fields that every object has."""
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.service.now(),
+            "model": self.model,
+        }
+
+
+@dataclass
+class _Started:
+    """One prompt of a request."""
+
+    prompt: str  # as echoed
+    generation: Generation
+
+
+@asynccontextmanager
+async def _started(writer: CompletionWriter, caller: Caller) -> AsyncIterator[list[_Started]]:
+    """Admit, check, tokenize and queue all prompts of a request."""
+    service, request = writer.service, writer.request
+    params = sampling_params(request, service.defaults)
+    if request.echo and request.logprobs is not None:
+        params = replace(params, prompt_logprobs=request.logprobs)
+    service.check_max_tokens(request, params, 0)
+    prompts = _prompts(request.prompt)
+    for prompt in prompts:
+        service.check_bytes(_size(prompt), "prompt")
+    with service.engine.reserve(params.n * len(prompts)), ExitStack() as opened:
+        spec = format_spec(request)
+        make_grammar = None if spec is None else await service.compile_grammar(spec)
+        tokenised = await service.in_thread(
+            lambda: [service.encode(each) if isinstance(each, str) else each for each in prompts]
+        )
+        started = []
+        for token_ids in tokenised:
+            service.check_max_tokens(request, params, len(token_ids))
+        for prompt, token_ids in zip(prompts, tokenised, strict=True):
+            generation = service.submit(token_ids, params, request, caller, make_grammar)
+            opened.callback(generation.close)
+            text = prompt if isinstance(prompt, str) else service.llm.tokenizer.decode(prompt)
+            started.append(_Started(text, generation))
+        yield started
+
+
+def _prompts(given: Any) -> list[Prompt]:
+    """The prompts of a request: a text, texts, token ids, or lists of token ids."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, list) and given:
+        if all(_is_id(each) for each in given):
+            return [given]
+        if len(given) > MAX_PROMPTS:
+            raise Problem(400, f"prompt has {len(given)} entries, limit {MAX_PROMPTS}", "prompt")
+        if all(isinstance(each, str) for each in given):
+            return list(given)
+        if all(isinstance(each, list) and all(map(_is_id, each)) for each in given):
+            return list(given)
+    raise Problem(
+        400, "prompt is not a text, a list of texts, token ids, or lists of token ids", "prompt"
+    )
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _size(prompt: Prompt) -> int:
+    return len(prompt.encode()) if isinstance(prompt, str) else len(prompt)
+
+
+async def complete(writer: CompletionWriter, caller: Caller) -> dict[str, Any]:
+    """A whole text_completion object."""
+    service = writer.service
+    async with _started(writer, caller) as prompts:
+        await asyncio.gather(*(_exhaust(each.generation) for each in prompts))
+        choices = [
+            _choice(writer, each, completion)
+            for each in prompts
+            for completion in each.generation.completions
+        ]
+        for index, choice in enumerate(choices):
+            choice["index"] = index
+        generations = [each.generation for each in prompts]
+        return {**writer.base(), "choices": choices, "usage": service.usage(generations)}
+
+
+async def _exhaust(generation: Generation) -> None:
+    async for _ in generation:
+        pass
+
+
+def _choice(writer: CompletionWriter, started: _Started, completion: Completion) -> dict[str, Any]:
+    request, tokenizer = writer.request, writer.service.llm.tokenizer
+    echoed = started.prompt if request.echo else ""
+    choice: dict[str, Any] = {
+        "text": echoed + completion.text,
+        "logprobs": None,
+        "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
+    }
+    if request.logprobs is not None:
+        rows: list[TokenLogprobs | None] = list(completion.logprobs)
+        token_ids = list(completion.token_ids)
+        if completion.ends_with_hidden_token:
+            del rows[-1:], token_ids[-1:]
+        if request.echo:
+            rows = [*(completion.prompt_logprobs or ()), *rows]
+            token_ids = [*started.generation.job.prompt_token_ids, *token_ids]
+        choice["logprobs"] = logprobs.completion_rows(tokenizer, rows, token_ids, 0)
+    if request.prompt_logprobs is not None:
+        choice["prompt_logprobs"] = logprobs.prompt_rows(tokenizer, completion.prompt_logprobs)
+    return choice
+
+
+async def stream(writer: CompletionWriter, caller: Caller) -> AsyncGenerator[bytes, None]:
+    """The events of a streamed completion, [DONE] included."""
+    service, request = writer.service, writer.request
+    async with _started(writer, caller) as prompts:
+        offsets = [0] * (len(prompts) * prompts[0].generation.job.params.n)
+        async for number, chunk in _merged([each.generation for each in prompts]):
+            started = prompts[number]
+            index = number * started.generation.job.params.n + chunk.index
+            choice = _piece(writer, started, chunk, offsets, index)
+            if choice["text"] or choice["logprobs"] or choice["finish_reason"]:
+                yield data_event({**writer.base(), "choices": [choice]})
+        if request.stream_options is not None and request.stream_options.include_usage:
+            usage = service.usage([each.generation for each in prompts])
+            yield data_event({**writer.base(), "choices": [], "usage": usage})
+    yield b"data: [DONE]\n\n"
+
+
+def _piece(
+    writer: CompletionWriter, started: _Started, chunk: TextChunk, offsets: list[int], index: int
+) -> dict[str, Any]:
+    request, tokenizer = writer.request, writer.service.llm.tokenizer
+    first = offsets[index] == 0
+    text = chunk.text
+    rows: list[TokenLogprobs | None] = [] if chunk.logprobs is None else [chunk.logprobs]
+    token_ids = [] if chunk.logprobs is None else list(chunk.token_ids)
+    if request.echo and first:
+        text = started.prompt + text
+        prompt_rows = started.generation.completions[chunk.index].prompt_logprobs
+        rows = [*(prompt_rows or ()), *rows]
+        token_ids = [*started.generation.job.prompt_token_ids, *token_ids]
+    described = None
+    if request.logprobs is not None:
+        described = logprobs.completion_rows(tokenizer, rows, token_ids, offsets[index])
+    offsets[index] += sum(len(logprobs.token_text(tokenizer, token)) for token in token_ids)
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": described,
+        "finish_reason": chunk.finish_reason,
+    }
+
+
+async def _merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, TextChunk]]:
+    """The chunks of several generations as they come, with the generation's number."""
+    queue: asyncio.Queue[tuple[int, list[TextChunk] | BaseException | None]] = asyncio.Queue()
+
+    async def forward(number: int, generation: Generation) -> None:
+        try:
+            async for chunks in generation:
+                queue.put_nowait((number, chunks))
+        except Problem as problem:
+            queue.put_nowait((number, problem))
+        else:
+            queue.put_nowait((number, None))
+
+    tasks = [asyncio.create_task(forward(i, each)) for i, each in enumerate(generations)]
+    try:
+        remaining = len(tasks)
+        while remaining:
+            number, chunks = await queue.get()
+            if isinstance(chunks, BaseException):
+                raise chunks
+            if chunks is None:
+                remaining -= 1
+                continue
+            for chunk in chunks:
+                yield number, chunk
+    finally:
+        for task in tasks:
+            task.cancel()

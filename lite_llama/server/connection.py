@@ -1,0 +1,103 @@
+"""uvicorn's HTTP connection, with bounds on the head of a request: its bytes, count and time."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEADER_BYTES = 64 << 10
+MAX_HEADERS = 100
+HEADER_TIMEOUT_S = 5.0
+
+
+class _HeadTooLarge(Exception):
+    """Stops the parser."""
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """Answers 431 to an oversized head, and closes a connection that takes too long to send one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_bytes = 0
+        self._in_head = True
+        self._is_refused = False
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock of the first head."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, unless the connection has been refused."""
+        if self._is_refused:
+            return
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MAX_HEADER_BYTES and not self._is_refused:
+            self._refuse()
+
+    def on_message_begin(self) -> None:
+        """A head begins; a kept-alive connection has its clock start here."""
+        super().on_message_begin()
+        self._in_head = True
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """Check the head, then let the application have the request."""
+        self._stop_timer()
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > MAX_HEADER_BYTES or len(self.headers) > MAX_HEADERS:
+            self._refuse()
+            raise _HeadTooLarge
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The next bytes are another head."""
+        super().on_message_complete()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - ours says it better
+        """Answer what is not HTTP; a refused connection has its answer already."""
+        if not self._is_refused:
+            self._is_refused = True
+            self._answer(b"400 Bad Request", b"the request is not HTTP/1.1")
+
+    def _refuse(self) -> None:
+        self._is_refused = True
+        self._answer(
+            b"431 Request Header Fields Too Large",
+            b"the headers are limited to %d bytes and %d fields" % (MAX_HEADER_BYTES, MAX_HEADERS),
+        )
+
+    def _answer(self, status: bytes, message: bytes) -> None:
+        body = (
+            b'{"error":{"message":"%s","type":"invalid_request_error","param":null,"code":null}}'
+            % message
+        )
+        self.transport.write(
+            b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%s" % (status, len(body), body)
+        )
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        self._stop_timer()
+        self._head_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._give_up)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()

@@ -1,0 +1,173 @@
+"""What all endpoints share: reading a body, noticing a disconnect, server-sent events."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from lite_llama.server import json_body
+from lite_llama.server.problems import Problem
+
+T = TypeVar("T")
+
+BODY_TIMEOUT_S = 10.0
+PING_INTERVAL_S = 15.0
+# A longer body is parsed beside the event loop; 256 KiB take about 5 ms.
+_LONG_BODY_BYTES = 256 << 10
+_PING = b": ping\n\n"
+
+encode = msgspec.json.Encoder().encode
+
+
+def data_event(content: Any) -> bytes:
+    """One server-sent event without a name."""
+    return b"data: " + encode(content) + b"\n\n"
+
+
+class JsonResponse(Response):
+    """A JSON answer."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Encode any mix of structs, dicts and lists."""
+        return encode(content)
+
+
+def problem_response(problem: Problem) -> JsonResponse:
+    """The error envelope of a problem."""
+    return JsonResponse(problem.envelope(), problem.status, headers=problem.headers)
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """The request's JSON object; Problem 400, 408, 413 or 415 if there is none."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Problem(415, "content-type is not application/json; send JSON", "content-type")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > json_body.MAX_BODY_BYTES:
+        raise _too_large()
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > json_body.MAX_BODY_BYTES:
+                    raise _too_large()
+                parts.append(part)
+    except TimeoutError:
+        raise Problem(
+            408,
+            f"the body took over {BODY_TIMEOUT_S:g} s; send it faster",
+            headers={"connection": "close"},
+        ) from None
+    body = b"".join(parts)
+    if size > _LONG_BODY_BYTES:
+        return await asyncio.to_thread(json_body.parse, body)
+    return json_body.parse(body)
+
+
+def _too_large() -> Problem:
+    return Problem(
+        413,
+        f"the body has over {json_body.MAX_BODY_BYTES} bytes; send less",
+        headers={"connection": "close"},
+    )
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`; cancel it, and raise CancelledError, when the client has gone."""
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        for each in (task, watcher):
+            each.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer was complete."""
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """Server-sent events, from an iterator of encoded ones.
+
+    The status is decided by the first event: a problem before it is answered as such. One behind
+    it is sent as an event, made by `describe`. A silent stream is pinged, so that proxies keep it.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        headers: dict[str, str],
+        describe: Callable[[Problem], bytes] | None = None,
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-cache", **headers})
+        self.events = events
+        self.describe = describe or (lambda problem: data_event(problem.envelope()))
+        self._started = False
+        self._quiet = False
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; the iterator is closed on every way out."""
+        del scope
+        with contextlib.suppress(ClientGone):
+            await until_disconnect(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        pinger = asyncio.create_task(self._ping(send))
+        try:
+            async for event in self.events:
+                await self._send(send, event)
+            await self._send(send, b"", more=False)
+        except Problem as problem:
+            if self._started:
+                await self._send(send, self.describe(problem), more=False)
+            else:
+                await problem_response(problem)({"type": "http"}, _nothing_to_receive, send)
+        finally:
+            pinger.cancel()
+            await self.events.aclose()
+
+    async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        if not self._started:
+            self._started = True
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+        self._quiet = False
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _ping(self, send: Send) -> None:
+        while True:
+            self._quiet = True
+            await asyncio.sleep(PING_INTERVAL_S)
+            if self._quiet:
+                await self._send(send, _PING)
+
+
+async def _nothing_to_receive() -> dict[str, Any]:
+    return {"type": "http.disconnect"}

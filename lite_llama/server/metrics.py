@@ -1,0 +1,106 @@
+"""Prometheus metrics, with vLLM's names behind our prefix; gauges are read when scraped."""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lite_llama.engine.engine import Engine
+
+if TYPE_CHECKING:
+    from lite_llama.engine.request import FinishReason
+
+PREFIX = "lite_llama:"
+_LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+log = logging.getLogger("lite_llama.server")
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of served requests.")
+        self._generated = self._counter("generation_tokens", "Tokens generated.")
+        self._finished = self._counter(
+            "request_success", "Sequences that ended, by reason.", ("finished_reason",)
+        )
+        self.shed = self._counter("requests_shed", "Requests refused because the queue was full.")
+        self.http = self._counter("http_requests", "Answers by route and status.", ("path", "code"))
+        self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.")
+        self._itl = self._histogram(
+            "inter_token_latency_seconds", "Time between two tokens of a sequence.", _SHORT_S
+        )
+        self.end_to_end = self._histogram("e2e_request_latency_seconds", "Arrival to last token.")
+        self.queue_time = self._histogram("request_queue_time_seconds", "Arrival to first step.")
+
+    def watch(self, engine: Engine, is_ready: Callable[[], bool]) -> None:
+        """Report the engine's own figures, as they are at each scrape."""
+        ready = Gauge(f"{PREFIX}ready", "1 if requests are accepted.", registry=self.registry)
+        ready.set_function(lambda: float(is_ready()))
+        self.registry.register(_EngineFigures(engine))
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+    def first_token(self, waited_s: float, num_prompt_tokens: int) -> None:
+        """A sequence has its first token."""
+        self._ttft.observe(waited_s)
+        self._prompt_tokens.inc(num_prompt_tokens)
+        self._generated.inc()
+
+    def token(self, waited_s: float) -> None:
+        """A sequence has its next token."""
+        self._itl.observe(waited_s)
+        self._generated.inc()
+
+    def finished(self, reason: "FinishReason") -> None:
+        """A sequence has ended."""
+        self._finished.labels(reason).inc()
+
+    def log_error(self, what: str, error: BaseException) -> None:
+        """Note a contained failure with its traceback, in the log only."""
+        log.error("%s", what, exc_info=error)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _LONG_S) -> Histogram:
+        return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)
+
+
+class _EngineFigures(Collector):
+    """Reads plain integers that the engine thread writes; a scrape may be one step old."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        scheduler = self._engine.scheduler
+        pool = scheduler.pool
+        gauges = {
+            "num_requests_running": ("Sequences in the batch.", len(scheduler.running)),
+            "num_requests_waiting": ("Sequences that wait.", len(scheduler.waiting)),
+            "kv_cache_usage_perc": (
+                "Share of KV blocks in use, 0 to 1.",
+                1.0 - pool.num_available / pool.num_blocks,
+            ),
+        }
+        counters = {
+            "prefix_cache_queries": ("Tokens asked of it.", pool.stats.num_queried_tokens),
+            "prefix_cache_hits": ("Tokens it had.", pool.stats.num_hit_tokens),
+            "num_preemptions": (
+                "Sequences put back for want of blocks.",
+                scheduler.num_preemptions,
+            ),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(PREFIX + name, text, value)
+        for name, (text, number) in counters.items():
+            yield CounterMetricFamily(PREFIX + name, text, number)

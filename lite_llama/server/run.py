@@ -1,0 +1,196 @@
+"""`lite-llama serve`: load, warm up, listen, drain."""
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from lite_llama.checkpoint.default_model import DEFAULT_MODEL_NAME
+from lite_llama.errors import ConfigError
+from lite_llama.llm import LLM
+from lite_llama.server.app import App
+from lite_llama.server.async_engine import AsyncEngine, Limits
+from lite_llama.server.config import ServeConfig
+from lite_llama.server.connection import BoundedConnection
+from lite_llama.server.metrics import Metrics
+from lite_llama.server.service import Service
+
+log = logging.getLogger("lite_llama.server")
+
+_KEEP_ALIVE_S = 30
+# After the last answer, so that clients read it before the connections close.
+_CLOSE_S = 2.0
+_WATCH_INTERVAL_S = 1.0
+
+
+@dataclass
+class Phases:
+    """What starting up took, phase by phase."""
+
+    report: Callable[[str], None]
+    started: float = field(default_factory=time.perf_counter)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time one phase and report it."""
+        begun = time.perf_counter()
+        yield
+        self.report(f"{name:<24} {time.perf_counter() - begun:6.2f} s")
+
+    def total(self, name: str) -> None:
+        """Report the time since the beginning."""
+        self.report(f"{name:<24} {time.perf_counter() - self.started:6.2f} s")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: signals drain first (see `_Drain`)."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone."""
+        yield
+
+
+def serve(model: str | None, config: ServeConfig, settings: dict[str, Any], phases: Phases) -> int:
+    """Serve a model until a signal or the engine's death; the exit code of the process.
+
+    `settings` are EngineConfig's. Raises ConfigError if the address cannot be bound, and what
+    LLM raises.
+    """
+    listener = _bind(config)
+    try:
+        with phases.phase("load the model"):
+            llm = LLM(model, **settings)
+        with llm:
+            with phases.phase("warm up"):
+                _warm_up(llm)
+            return uvloop.run(_serve(llm, _name(model), config, listener, phases))
+    finally:
+        listener.close()
+
+
+def _bind(config: ServeConfig) -> socket.socket:
+    """Bind before loading: a port in use is reported at once."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}; "
+            "choose another --host or --port"
+        ) from None
+    return listener
+
+
+def _name(model: str | None) -> str:
+    return DEFAULT_MODEL_NAME if model is None else model
+
+
+def _warm_up(llm: LLM) -> None:
+    """One prefill and one decode step, and the chat template's process."""
+    params = llm.default_sampling_params()
+    for _ in zip(llm.stream("Hello", params), range(2), strict=False):
+        pass
+
+
+def create_server(llm: LLM, name: str, config: ServeConfig) -> tuple[uvicorn.Server, Service]:
+    """The HTTP server of a model, and what it serves. Call it on the event loop."""
+    metrics = Metrics()
+    limits = Limits(
+        max_sequences=config.max_num_queued_reqs or 4 * llm.plan.max_num_seqs,
+        max_queued_tokens=config.max_num_queued_tokens or 16 * llm.plan.max_model_len,
+    )
+    engine = AsyncEngine(llm.engine, llm.tokenizer, limits, metrics)
+    service = Service(llm, engine, config, metrics, name)
+    metrics.watch(llm.engine, lambda: service.is_ready)
+    server = _Server(
+        uvicorn.Config(
+            App(service, config),
+            http=BoundedConnection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(_CLOSE_S),
+            ssl_certfile=config.ssl_certfile,
+            ssl_keyfile=config.ssl_keyfile,
+        )
+    )
+    return server, service
+
+
+async def _serve(
+    llm: LLM, name: str, config: ServeConfig, listener: socket.socket, phases: Phases
+) -> int:
+    server, service = create_server(llm, name, config)
+    ending = _Ending(service.engine, server, config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.on_signal)
+    watch = asyncio.create_task(ending.watch())
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if config.ssl_certfile else "http"
+    phases.report(f"{'sampling defaults':<24} {service.described_defaults}")
+    phases.total("ready")
+    phases.report(f"{service.names[0]} on {scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+    await server.serve(sockets=[listener])
+    watch.cancel()
+    if ending.exit_code == 0:  # an engine that hangs cannot be waited for
+        await service.engine.stop()
+    return ending.exit_code
+
+
+class _Ending:
+    """How a server ends: drained by a signal, at once by a second one, or by its engine's death."""
+
+    def __init__(self, engine: AsyncEngine, server: uvicorn.Server, config: ServeConfig) -> None:
+        self.exit_code = 0
+        self._engine = engine
+        self._server = server
+        self._config = config
+        self._draining: asyncio.Task[None] | None = None
+
+    def on_signal(self) -> None:
+        """First: refuse new requests and finish the open ones. Second: exit."""
+        if self._draining is not None:
+            log.warning("exiting at once")
+            os._exit(1)
+        self._engine.draining = True
+        log.info("draining %d requests", self._engine.num_reserved)
+        self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._engine.drain(self._config.drain_s)
+        self._server.should_exit = True
+
+    async def watch(self) -> None:
+        """Notice an engine that has died or hangs, and end the server."""
+        while not self._engine.died.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._engine.died.wait(), _WATCH_INTERVAL_S)
+            silence = self._engine.silence_s
+            if self._engine.is_busy and silence > self._config.step_timeout_s:
+                faulthandler.dump_traceback(sys.stderr)
+                self._engine.declare_dead(f"a step took over {silence:.0f} s")
+        log.error("the engine has died: %s", self._engine.death)
+        self.exit_code = 1
+        # The clients' error events go out first; a hung thread must not hold up the exit.
+        await asyncio.sleep(0.2)
+        self._server.should_exit = True
+        await asyncio.sleep(_CLOSE_S + 1.0)
+        os._exit(1)

@@ -1,0 +1,196 @@
+"""From a request's fields to a job for the engine: limits, template, tokenizer, grammar."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from lite_llama.engine.request import Grammar
+from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.errors import ContextTooLong, RequestError
+from lite_llama.llm import LLM
+from lite_llama.server.async_engine import AsyncEngine, Generation, Job
+from lite_llama.server.config import ServeConfig
+from lite_llama.server.metrics import Metrics
+from lite_llama.server.problems import Problem, refused
+from lite_llama.server.protocol import ChatRequest, CompletionRequest, GenerationFields
+from lite_llama.text.grammar import GrammarCompiler, GrammarSpec
+
+T = TypeVar("T")
+
+# Longest text, in bytes, for each token of the context; a longer one is refused unread.
+_MAX_BYTES_PER_TOKEN = 8
+# Threads for tokenizing and rendering; both release the GIL while they work.
+_NUM_WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request, and when."""
+
+    arrived: float  # time.monotonic()
+    salt: str = ""  # keeps the prefix caches of two API keys apart
+
+
+class Service:
+    """One model, served."""
+
+    def __init__(
+        self, llm: LLM, engine: AsyncEngine, config: ServeConfig, metrics: Metrics, name: str
+    ) -> None:
+        self.llm = llm
+        self.engine = engine
+        self.config = config
+        self.metrics = metrics
+        self.names = config.served_model_names or (name,)
+        self.created = int(time.time())
+        self.defaults = replace(llm.default_sampling_params(), seed=config.seed)
+        self.grammars = GrammarCompiler(
+            llm.tokenizer, llm.model_config.vocab_size, llm.engine.eos_token_ids
+        )
+        self._workers = ThreadPoolExecutor(_NUM_WORKERS, "text")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine lives, moves, and takes requests."""
+        engine = self.engine
+        moves = engine.silence_s < max(5.0, self.config.step_timeout_s if engine.is_busy else 5.0)
+        return engine.death is None and not engine.draining and moves
+
+    @property
+    def template(self) -> str:
+        """The source of the model's chat template; "" if it has none."""
+        return self.llm.chat_template_source or ""
+
+    @property
+    def described_defaults(self) -> dict[str, float]:
+        """The sampling settings of a request that gives none."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return {name: getattr(self.defaults, name) for name in names}
+
+    def now(self) -> int:
+        """The time stamp of an answer."""
+        return int(time.time())
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer under; Problem 404 if it is not served here."""
+        if name is None or name in self.names:
+            return name or self.names[0]
+        raise Problem(
+            404,
+            f"the model {name[:100]!r} is not served here; use {self.names[0]!r}",
+            "model",
+            "model_not_found",
+        )
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run something slow off the event loop; a RequestError becomes its 400."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+        except RequestError as error:
+            raise refused(error) from None
+
+    def check_bytes(self, num_bytes: int, param: str) -> None:
+        """Refuse a text that cannot fit into the context, before it is tokenized."""
+        context = self.llm.plan.max_model_len
+        limit = _MAX_BYTES_PER_TOKEN * context
+        if num_bytes > limit:
+            raise Problem(
+                400,
+                f"{param} has {num_bytes} bytes, limit {limit} ({_MAX_BYTES_PER_TOKEN} x "
+                f"max_model_len {context}); shorten it",
+                param,
+                "context_length_exceeded",
+            )
+
+    def check_max_tokens(
+        self, request: ChatRequest | CompletionRequest, params: SamplingParams, num_prompt: int
+    ) -> None:
+        """Refuse an answer that cannot fit behind a prompt of `num_prompt` tokens."""
+        context = self.llm.plan.max_model_len
+        asked = request.max_tokens
+        name = "max_tokens"
+        if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
+            asked, name = request.max_completion_tokens, "max_completion_tokens"
+        if num_prompt >= context:
+            raise Problem(
+                400,
+                f"the prompt has {num_prompt} tokens, limit {context - 1} (max_model_len "
+                f"{context} with at least one token of answer); shorten it",
+                "messages" if isinstance(request, ChatRequest) else "prompt",
+                "context_length_exceeded",
+            )
+        if asked is not None and num_prompt + asked > context:
+            raise Problem(
+                400,
+                f"{name} is {asked}, limit {context - num_prompt} (max_model_len {context} less "
+                f"{num_prompt} prompt tokens); lower it",
+                name,
+                "context_length_exceeded",
+            )
+        if params.min_tokens > context - num_prompt:
+            raise Problem(
+                400,
+                f"min_tokens is {params.min_tokens}, limit {context - num_prompt}; lower it",
+                "min_tokens",
+            )
+
+    async def compile_grammar(self, spec: GrammarSpec) -> Callable[[], Grammar]:
+        """A maker of matchers for `spec`; Problem 400 if it is not a usable grammar."""
+        try:
+            return await self.grammars.compile(spec)
+        except RequestError as error:
+            raise refused(error) from None
+
+    def submit(
+        self,
+        token_ids: Sequence[int],
+        params: SamplingParams,
+        request: GenerationFields,
+        caller: Caller,
+        make_grammar: Callable[[], Grammar] | None,
+    ) -> Generation:
+        """Queue one prompt."""
+        timeout = self.config.request_timeout_s if request.timeout is None else request.timeout
+        timeout = min(timeout, self.config.request_timeout_s)
+        return self.engine.submit(
+            Job(
+                prompt_token_ids=token_ids,
+                params=params,
+                deadline=caller.arrived + timeout,
+                arrived=caller.arrived,
+                cache_salt=f"{caller.salt}/{request.cache_salt or ''}",
+                make_grammar=make_grammar,
+            )
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a plain text."""
+        return self.llm.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        options: Mapping[str, Any],
+    ) -> list[int]:
+        """Token ids of a conversation; RequestError names the field at fault."""
+        try:
+            return self.llm.render_chat(messages, tools=tools, **options)
+        except ContextTooLong as error:
+            raise RequestError(str(error), param="messages") from None
+
+    def usage(self, generations: Sequence[Generation]) -> dict[str, Any]:
+        """The usage object of an answer."""
+        prompt = sum(len(each.job.prompt_token_ids) for each in generations)
+        generated = sum(each.num_generated_tokens for each in generations)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": generated,
+            "total_tokens": prompt + generated,
+            "prompt_tokens_details": {
+                "cached_tokens": sum(each.num_cached_tokens for each in generations)
+            },
+        }

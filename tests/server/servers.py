@@ -1,0 +1,136 @@
+"""Real servers on loopback: in this process, where the engine can be watched, or in another."""
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvloop
+
+from lite_llama.llm import LLM
+from lite_llama.server.config import ServeConfig
+from lite_llama.server.run import create_server
+from lite_llama.server.service import Service
+
+MODEL = "SmolLM2-135M-Instruct"
+
+
+class LocalServer:
+    """A server in a thread of this process."""
+
+    def __init__(self, llm: LLM, config: ServeConfig) -> None:
+        self.llm = llm
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.service: Service
+        self._ready = threading.Event()
+        self._config = config
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._run()), daemon=True)
+        self._thread.start()
+        assert self._ready.wait(30)
+        wait_until(lambda: httpx.get(f"{self.url}/health").status_code == 200)
+
+    async def _run(self) -> None:
+        self._server, self.service = create_server(self.llm, MODEL, self._config)
+        self.loop = asyncio.get_running_loop()
+        self._ready.set()
+        await self._server.serve(sockets=[self._listener])
+        await self.service.engine.stop()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(20)
+        self._listener.close()
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=60, **options)
+
+    def chat(self, text: str, **fields: Any) -> httpx.Response:
+        messages = [{"role": "user", "content": text}]
+        return self.post("/v1/chat/completions", {"messages": messages, **fields})
+
+    def is_idle(self) -> bool:
+        """No request is left anywhere, and every KV block is accounted for."""
+        scheduler, pool = self.llm.engine.scheduler, self.llm.engine.scheduler.pool
+        engine = self.service.engine
+        pool.check()
+        return (
+            not scheduler.has_requests
+            and pool.num_used == 0
+            and pool.num_available == pool.num_blocks
+            and engine.num_reserved == 0
+            and engine._num_sequences == 0
+            and engine._queued_tokens == 0
+            and not engine._live
+        )
+
+
+def wait_until(condition: Any, limit_s: float = 10.0) -> None:
+    """Poll until the condition holds; fail if it never does."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        try:
+            if condition():
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError(f"not true within {limit_s} s")
+
+
+class ServerProcess:
+    """`lite-llama serve` as a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.url = ""
+
+    def read_log(self) -> str:
+        return self.log.read_text()
+
+    def wait_ready(self) -> None:
+        def has_address() -> bool:
+            found = re.search(r" on (http://\S+)", self.read_log())
+            assert self.process.poll() is None, self.read_log()
+            self.url = found[1] if found else ""
+            return bool(found)
+
+        wait_until(has_address, 60)
+        wait_until(lambda: httpx.get(f"{self.url}/ready").status_code == 200)
+
+
+@contextmanager
+def server_process(
+    folder: Path,
+    *flags: str,
+    main: str = "lite_llama.cli",
+    environment: dict[str, str] | None = None,
+) -> Iterator[ServerProcess]:
+    log = folder / "server.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", main, "serve", "--port", "0", "--device", "cpu", *flags],
+            stdout=stream,
+            stderr=stream,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        )
+        server = ServerProcess(process, log)
+        try:
+            server.wait_ready()
+            yield server
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait(10)

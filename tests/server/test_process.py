@@ -1,0 +1,325 @@
+"""`lite-llama serve` as a process: keys, hosts, signals, logs, idle."""
+
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from lite_llama.server.config import Keys
+from tests.server.servers import ServerProcess, server_process, wait_until
+
+KEYS = ("first-key", "second-key")
+CANARY = "canary7391"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with two keys, one from a file."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "keys").write_text("second-key\n\n")
+    flags = ("--api-key-file", str(folder / "keys"), "--max-model-len", "512")
+    environment = {"LITE_LLAMA_API_KEY": "first-key"}
+    with server_process(folder, *flags, environment=environment) as server:
+        yield server
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+ROUTES = {
+    "/": "GET",
+    "/metrics": "GET",
+    "/tokenize": "POST",
+    "/detokenize": "POST",
+    "/v1/models": "GET",
+    "/v1/completions": "POST",
+    "/v1/chat/completions": "POST",
+    "/v1/messages": "POST",
+    "/v1/responses": "POST",
+    "/no/such/route": "GET",
+}
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_route_needs_a_key(guarded: ServerProcess, path: str) -> None:
+    """X2."""
+    url = guarded.url + path
+    options: dict[str, Any] = {"json": {}} if ROUTES[path] == "POST" else {}
+    for headers in ({}, bearer("wrong"), bearer("first-ke"), {"x-api-key": "no"}):
+        answer = httpx.request(ROUTES[path], url, headers=headers, **options)
+        assert answer.status_code == 401, (path, headers)
+    for headers in (bearer("first-key"), bearer("second-key"), {"x-api-key": "first-key"}):
+        assert httpx.request(ROUTES[path], url, headers=headers, **options).status_code != 401
+
+
+def test_the_table_above_is_the_servers_own() -> None:
+    import inspect
+
+    from lite_llama.server.app import App
+
+    source = inspect.getsource(App.__init__)
+    declared = {part.split('"')[1] for part in source.split("\n") if ": Route(" in part}
+    assert declared == {*ROUTES, "/health", "/ready"} - {"/no/such/route"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//health", "/health/", "/./v1/models", "/health/../v1/models", "/%2e/metrics", "/ready;x"],
+)
+def test_tricks_with_the_path_do_not_get_past_the_key(guarded: ServerProcess, path: str) -> None:
+    with httpx.Client() as client:
+        request = client.build_request("GET", guarded.url)
+        request.url = request.url.copy_with(raw_path=path.encode())
+        assert client.send(request).status_code == 401
+
+
+def test_health_and_readiness_need_no_key(guarded: ServerProcess) -> None:
+    assert httpx.get(f"{guarded.url}/health").json() == {"status": "alive"}
+    assert httpx.get(f"{guarded.url}/ready").json() == {"status": "ready"}
+
+
+def test_a_browser_gives_the_key_as_a_password(guarded: ServerProcess) -> None:
+    refused = httpx.get(f"{guarded.url}/")
+    assert refused.headers["www-authenticate"].startswith("Basic ")
+    assert httpx.get(f"{guarded.url}/", auth=("anyone", "first-key")).status_code == 200
+    for value in ("Basic !!", "Basic ////", "Basic", "Digest x"):
+        headers = {"authorization": value}
+        assert httpx.get(f"{guarded.url}/", headers=headers).status_code == 401
+
+
+def test_the_client_names_a_wrong_key(guarded: ServerProcess) -> None:
+    client = openai.OpenAI(base_url=f"{guarded.url}/v1", api_key="wrong", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list()
+
+
+def test_two_keys_do_not_share_cached_prefixes(guarded: ServerProcess) -> None:
+    """X15, by count: the second key finds nothing of the first one's prompt."""
+
+    def cached(key: str) -> int:
+        body = {"messages": [{"role": "user", "content": "same " * 40}], "max_tokens": 1}
+        answer = httpx.post(
+            f"{guarded.url}/v1/chat/completions", json=body, headers=bearer(key), timeout=30
+        )
+        return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    assert [cached("first-key"), cached("second-key")] == [0, 0]
+    assert cached("first-key") >= 32
+
+
+def test_a_foreign_host_or_origin_is_refused(guarded: ServerProcess) -> None:
+    """X4."""
+    url = f"{guarded.url}/v1/models"
+    for headers in ({"host": "evil.example"}, {"host": "127.0.0.1.evil.example"}, {"host": ""}):
+        assert httpx.get(url, headers={**bearer("first-key"), **headers}).status_code == 403
+    for origin in ("https://evil.example", "null", "http://127.0.0.1:1"):
+        answer = httpx.get(url, headers={**bearer("first-key"), "origin": origin})
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+    same = httpx.get(url, headers={**bearer("first-key"), "origin": guarded.url})
+    assert same.status_code == 200
+
+
+def test_there_is_one_listener_on_loopback(guarded: ServerProcess) -> None:
+    """X1."""
+    process = psutil.Process(guarded.process.pid)
+    listening = [
+        connection.laddr
+        for each in (process, *process.children(recursive=True))
+        for connection in each.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert [address.ip for address in listening] == ["127.0.0.1"]
+
+
+def test_no_prompt_text_reaches_logs_or_metrics(guarded: ServerProcess) -> None:
+    """X12 and X13."""
+    hostile = f"{CANARY}\r\n2026 INFO forged\x1b[31m"
+    bodies: list[Any] = [
+        {"messages": [{"role": "user", "content": hostile}], "max_tokens": 2},
+        {"messages": [{"role": "user", "content": "x"}], "model": hostile},
+        {"messages": [{"role": "user", "content": "x"}], "user": hostile, "max_tokens": 1},
+        {"messages": [{"role": hostile, "content": hostile}]},
+        {"messages": [{"role": "user", "content": "x"}], hostile: 1, "max_tokens": 1},
+        {"messages": [{"role": "user", "content": "x"}], "regex": CANARY + "("},
+    ]
+    headers = {**bearer("first-key"), "x-request-id": "good-id"}
+    for body in bodies:
+        answer = httpx.post(
+            f"{guarded.url}/v1/chat/completions", json=body, headers=headers, timeout=30
+        )
+        assert CANARY not in str(answer.headers)
+    httpx.get(f"{guarded.url}/{CANARY}", headers=headers)
+    metrics = httpx.get(f"{guarded.url}/metrics", headers=headers).text
+    log = guarded.read_log()
+    assert CANARY not in log
+    assert CANARY not in metrics
+    assert "forged" not in log
+    assert "\x1b" not in log
+    assert "id=good-id" in log
+
+
+def test_the_log_has_one_line_a_request(guarded: ServerProcess) -> None:
+    httpx.get(f"{guarded.url}/health", headers={"x-request-id": "count-me"})
+    wait_until(lambda: guarded.read_log().count("id=count-me") == 1)
+
+
+def test_metrics_have_their_names(guarded: ServerProcess) -> None:
+    text = httpx.get(f"{guarded.url}/metrics", headers=bearer("first-key")).text
+    for name in (
+        "num_requests_running",
+        "num_requests_waiting",
+        "kv_cache_usage_perc",
+        "prefix_cache_queries_total",
+        "prefix_cache_hits_total",
+        "prompt_tokens_total",
+        "generation_tokens_total",
+        "time_to_first_token_seconds_bucket",
+        "inter_token_latency_seconds_bucket",
+        "e2e_request_latency_seconds_bucket",
+        "request_queue_time_seconds_bucket",
+        "num_preemptions_total",
+        "requests_shed_total",
+    ):
+        assert f"lite_llama:{name}" in text, name
+    assert 'lite_llama:request_success_total{finished_reason="length"}' in text
+
+
+def test_the_dashboard_shows_metrics_that_exist(guarded: ServerProcess) -> None:
+    text = httpx.get(f"{guarded.url}/metrics", headers=bearer("first-key")).text
+    dashboard = (Path(__file__).parents[2] / "docs" / "grafana.json").read_text()
+    shown = set(re.findall(r"lite_llama:\w+", dashboard))
+    assert len(shown) > 10
+    assert all(name in text for name in shown)
+
+
+def test_an_idle_server_takes_less_than_one_percent_of_a_core(guarded: ServerProcess) -> None:
+    """L13, for 5 of its 60 seconds."""
+    process = psutil.Process(guarded.process.pid)
+    time.sleep(1)
+    before = process.cpu_times()
+    time.sleep(5)
+    after = process.cpu_times()
+    assert (after.user + after.system - before.user - before.system) / 5 < 0.01
+
+
+def ask_long(url: str, max_tokens: int) -> list[dict[str, Any]]:
+    body = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    lines = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
+
+
+def test_sigterm_drains_and_exits_with_zero(tmp_path: Path) -> None:
+    """L6, with 12 streams."""
+    with server_process(tmp_path) as server, concurrent.futures.ThreadPoolExecutor(12) as pool:
+        streams = [pool.submit(ask_long, server.url, 60) for _ in range(12)]
+        running = "lite_llama:num_requests_running 12.0"
+        wait_until(lambda: running in httpx.get(f"{server.url}/metrics").text)
+        with httpx.Client() as client:
+            client.get(f"{server.url}/health")
+            server.process.send_signal(signal.SIGTERM)
+            sent = time.monotonic()
+            wait_until(lambda: client.get(f"{server.url}/ready").status_code == 503, 1)
+            assert time.monotonic() - sent < 0.5
+            body = {"messages": [{"role": "user", "content": "Hi"}]}
+            assert client.post(f"{server.url}/v1/chat/completions", json=body).status_code == 503
+        for stream in streams:
+            events = stream.result()
+            assert events[-1]["choices"][0]["finish_reason"] == "length"
+        assert server.process.wait(10) == 0
+
+
+def test_a_drain_that_takes_too_long_ends_with_an_error_event(tmp_path: Path) -> None:
+    flags = ("--shutdown-timeout", "0.5")
+    with (
+        server_process(tmp_path, *flags) as server,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        stream = pool.submit(ask_long, server.url, 4000)
+        wait_until(lambda: "num_requests_running 1.0" in httpx.get(f"{server.url}/metrics").text)
+        server.process.send_signal(signal.SIGTERM)
+        assert stream.result()[-1]["error"]["type"] == "overloaded_error"
+        assert server.process.wait(10) == 0
+
+
+def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
+    with server_process(tmp_path) as server, concurrent.futures.ThreadPoolExecutor() as pool:
+        stream = pool.submit(ask_long, server.url, 4000)
+        wait_until(lambda: "num_requests_running 1.0" in httpx.get(f"{server.url}/metrics").text)
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(1) != 0
+        assert isinstance(stream.exception(10), httpx.RemoteProtocolError)
+
+
+def test_a_hanging_step_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    """The watchdog: error event, stack dump, non-zero exit."""
+    (tmp_path / "hanging.py").write_text(
+        "import time\n"
+        "from lite_llama.engine.engine import Engine\n"
+        "from lite_llama.server.async_engine import AsyncEngine\n"
+        "step = Engine.step\n"
+        "def slow(engine):\n"
+        "    import threading\n"
+        "    if threading.current_thread().name == 'engine' and engine.scheduler.running:\n"
+        "        time.sleep(60)\n"
+        "    return step(engine)\n"
+        "Engine.step = slow\n"
+        "from lite_llama.cli import main\n"
+        "main()\n"
+    )
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    flags = ("--step-timeout", "1")
+    with (
+        server_process(tmp_path, *flags, main="hanging", environment=environment) as server,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        stream = pool.submit(ask_long, server.url, 50)
+        assert server.process.wait(8) != 0
+        assert stream.result()[-1]["error"]["type"] == "overloaded_error"
+        assert "in slow" in server.read_log()
+
+
+def test_a_port_in_use_is_one_line(guarded: ServerProcess) -> None:
+    import subprocess
+
+    port = guarded.url.rpartition(":")[2]
+    command = [sys.executable, "-m", "lite_llama.cli", "serve", "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("lite-llama: cannot listen on 127.0.0.1:")
+    assert "Traceback" not in done.stderr
+
+
+def test_keys_are_compared_in_constant_time() -> None:
+    """X3: the time does not depend on how much of a key is right."""
+    keys = Keys(["k" * 64])
+    times: dict[str, list[int]] = {"k" * 63 + "x": [], "x" * 64: []}
+    for _ in range(3000):
+        for key, taken in times.items():
+            begun = time.perf_counter_ns()
+            keys.salt_of(key)
+            taken.append(time.perf_counter_ns() - begun)
+    near, far = (statistics.median(taken) for taken in times.values())
+    assert abs(near - far) < 0.1 * far
+    assert keys.salt_of("k" * 64) is not None
