@@ -40,7 +40,7 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
     if bias is not None:
         check_shape("bias", bias, (rows,))
         check_device("bias", bias, "x", x)
-    flat = x.reshape(math.prod(x.shape[:-1]), columns)
+    flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), columns)
     if flat.shape[0] and rows and columns and x.is_cuda and isinstance(packed, DenseWeight):
         from lite_llama.ops.linear import kernel
 
