@@ -59,7 +59,8 @@ class LLM:
         config = EngineConfig(**settings)
         checkpoint = open_checkpoint(find_default_model() if model is None else model)
         self.model_config = read_config(checkpoint)
-        self.plan = resolve(config, self.model_config)
+        formats = {raw.format for raw in checkpoint.tensors.values()}
+        self.plan = resolve(config, self.model_config, formats)
         decoder = load_decoder(
             checkpoint,
             self.model_config,

@@ -1,6 +1,7 @@
 """What is asked of an engine (EngineConfig), and what that means on this machine (EnginePlan)."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +9,7 @@ import torch
 
 from lite_llama.errors import ConfigError
 from lite_llama.models.config import ModelConfig
-from lite_llama.models.loader import Precision, resolve_precision
+from lite_llama.models.loader import Precision, choose_half, resolve_precision
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
@@ -24,7 +25,8 @@ class EngineConfig:
     """Settings of an engine; None asks for what suits model and machine.
 
     dtype: `auto` keeps a file's quantisation where this device multiplies it directly (on the CPU:
-    Q4_0, Q4_1, Q8_0) and computes in bfloat16 on a GPU; `float32` decodes all weights exactly.
+    Q4_0, Q4_1, Q8_0) and computes in bfloat16 on a GPU, or in float16 where the file's own
+    precision is that; `float32` decodes all weights exactly.
     max_model_len: longest prompt plus answer. max_num_seqs: most sequences in one step.
     max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
     block_size: tokens a KV block. num_blocks: KV blocks in all. prefix_caching: keep and reuse
@@ -79,8 +81,11 @@ class EnginePlan:
     enforce_eager: bool
 
 
-def resolve(config: EngineConfig, model: ModelConfig) -> EnginePlan:
-    """Settle every open choice; ConfigError where a request cannot be met."""
+def resolve(config: EngineConfig, model: ModelConfig, formats: Collection[str] = ()) -> EnginePlan:
+    """Settle every open choice; ConfigError where a request cannot be met.
+
+    `formats` are those of the checkpoint's tensors.
+    """
     device = resolve_device(config.device)
     default_len = (
         model.rope.original_max_positions if model.rope.kind == "dynamic" else model.max_positions
@@ -100,7 +105,7 @@ def resolve(config: EngineConfig, model: ModelConfig) -> EnginePlan:
         )
     return EnginePlan(
         device=device,
-        precision=resolve_precision(config.dtype, device),
+        precision=resolve_precision(config.dtype, device, choose_half(model, formats)),
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,

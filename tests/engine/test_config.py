@@ -9,6 +9,7 @@ import torch
 from lite_llama import ConfigError, EngineConfig
 from lite_llama.engine.config import choose_num_blocks, free_memory, resolve
 from lite_llama.models.config import ModelConfig, RopeConfig
+from lite_llama.models.loader import choose_half, resolve_precision
 
 MODEL = ModelConfig(
     family="llama",
@@ -104,3 +105,23 @@ def test_a_gpu_too_small_for_one_context_is_refused() -> None:
 
 def test_free_memory_is_that_of_the_machine() -> None:
     assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.parametrize(
+    ("formats", "changes", "half"),
+    [
+        ({"BF16"}, {}, torch.bfloat16),
+        ({"F32"}, {}, torch.bfloat16),
+        ({"F16", "F32"}, {}, torch.float16),
+        ({"Q4_1", "Q8_0", "F32"}, {}, torch.float16),
+        ({"Q4_1", "F32"}, {"qkv_bias": True}, torch.bfloat16),
+        ({"Q8_0"}, {"qk_norm": True}, torch.bfloat16),
+    ],
+)
+def test_a_gpu_computes_in_the_half_precision_that_loses_least(
+    formats: set[str], changes: dict[str, bool], half: torch.dtype
+) -> None:
+    config = replace(MODEL, **changes)
+    assert choose_half(config, formats) == half
+    precision = resolve_precision("auto", torch.device("cuda"), choose_half(config, formats))
+    assert (precision.activations, precision.weights) == (half, half)
