@@ -35,7 +35,7 @@ def attention_decode(
                 heads, keys.transpose(1, 2), values.transpose(1, 2), scale=scale
             )
         )
-    return torch.cat(outputs).view(q.shape)
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).view(q.shape)
 
 
 def _gather(cache: Tensor, blocks: Tensor) -> Tensor:

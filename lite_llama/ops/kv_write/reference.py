@@ -12,7 +12,7 @@ def kv_write(
     slot_mapping: Tensor,
     limit: float | None,
 ) -> None:
-    if bool((slot_mapping < 0).any()):
+    if int(slot_mapping.min()) < 0:
         kept = slot_mapping >= 0
         k, v, slot_mapping = k[kept], v[kept], slot_mapping[kept]
     slots = slot_mapping.long()

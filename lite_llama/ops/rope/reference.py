@@ -5,11 +5,23 @@ from torch import Tensor
 
 
 def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
-    cos, sin = cos_sin.index_select(0, positions).view(len(positions), 1, 2, -1).chunk(2, dim=2)
-    signed_sin = torch.cat((-sin, sin), dim=2)
-    for x in (q, k):
-        rotated = x[..., : cos_sin.shape[1]]
-        halves = rotated.view(*rotated.shape[:-1], 2, -1)
-        # (a, b) · cos + (b, a) · (−sin, sin); float32, as the table is.
-        turned = torch.addcmul(halves * cos, halves.flip(-2).float(), signed_sin)
+    cos, sin = cos_sin.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
+    half = cos.shape[-1]
+    for x in (_joined(q, k),) if _are_neighbours(q, k) else (q, k):
+        rotated = x[..., : 2 * half]
+        a, b = rotated[..., :half], rotated[..., half:]
+        turned = rotated.view(*x.shape[:-1], 2, half) * cos.unsqueeze(2)  # float32, as the table is
+        turned[..., 0, :].addcmul_(b, sin, value=-1)
+        turned[..., 1, :].addcmul_(a, sin)
         rotated.copy_(turned.flatten(-2))
+
+
+def _are_neighbours(q: Tensor, k: Tensor) -> bool:
+    """Whether k's heads follow q's in one buffer, as a fused projection leaves them."""
+    after_q = q.data_ptr() + q.shape[1] * q.stride(1) * q.element_size()
+    return q.stride() == k.stride() and k.data_ptr() == after_q
+
+
+def _joined(q: Tensor, k: Tensor) -> Tensor:
+    """q and k as one tensor: half as many calls, and calls are what one token's time goes to."""
+    return torch.as_strided(q, (len(q), q.shape[1] + k.shape[1], q.shape[2]), q.stride())
