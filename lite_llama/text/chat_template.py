@@ -24,27 +24,6 @@ _STOPPED = "the chat template was stopped: over 256 MiB or 2 s, or minijinja bro
 _OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
 
-def read_hf_template(directory: Path) -> str | None:
-    """The chat template of a Hugging Face directory: `chat_template.jinja`, or the entry (of
-    several, the one called "default") in `chat_template.json` or `tokenizer_config.json`; None if
-    there is none. Raises ModelFileError if a file is broken."""
-    path = directory / "chat_template.jinja"
-    try:
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        for path in (directory / "chat_template.json", directory / "tokenizer_config.json"):
-            content = json.loads(path.read_bytes()) if path.is_file() else {}
-            source = content.get("chat_template") if isinstance(content, dict) else None
-            if isinstance(source, list):
-                named = {entry["name"]: entry["template"] for entry in source}
-                source = named.get("default")
-            if isinstance(source, str):
-                return source
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{path} holds no usable chat template: {error!r}") from error
-    return None
-
-
 class ChatTemplate:
     """One chat template; safe to share between threads, which render one after another.
 

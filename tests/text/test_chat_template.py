@@ -1,6 +1,5 @@
 import copy
 import gc
-import json
 import time
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import psutil
 import pytest
 
 from lite_llama.errors import ModelFileError, RequestError
-from lite_llama.text.chat_template import ChatTemplate, read_hf_template
+from lite_llama.text.chat_template import ChatTemplate
 from tests.text.conversations import CONVERSATIONS
 from tests.text.vocabularies import smollm2_metadata, smollm2_path
 
@@ -200,23 +199,3 @@ def test_the_process_ends_with_the_template() -> None:
     del template
     gc.collect()
     assert not child.is_running()
-
-
-def test_a_template_is_found_in_any_of_its_places(tmp_path: Path) -> None:
-    assert read_hf_template(tmp_path) is None
-    config = tmp_path / "tokenizer_config.json"
-    named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    for entry, expected in [("plain", "plain"), (named, "d"), (None, None)]:
-        config.write_text(json.dumps({"chat_template": entry}))
-        assert read_hf_template(tmp_path) == expected
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
-    assert read_hf_template(tmp_path) == "json"
-    (tmp_path / "chat_template.jinja").write_text("file\n")
-    assert read_hf_template(tmp_path) == "file\n"
-
-
-@pytest.mark.parametrize("broken", ["{", '{"chat_template": [1]}', '{"chat_template": [{}]}'])
-def test_a_broken_config_is_a_model_file_error(tmp_path: Path, broken: str) -> None:
-    (tmp_path / "tokenizer_config.json").write_text(broken)
-    with pytest.raises(ModelFileError, match="no usable chat template"):
-        read_hf_template(tmp_path)
