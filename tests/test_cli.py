@@ -258,6 +258,8 @@ class Terminal:
     def __init__(self, command: list[str]) -> None:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            # A suite started in the background of a shell ignores Ctrl-C, and so would the child.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execv(command[0], command)
         self.seen = ""
 
