@@ -127,7 +127,9 @@ def test_parsing_takes_linear_time(piece: str) -> None:
         return time.perf_counter() - begun
 
     seconds(1000)
-    assert seconds(200_000) < 40 * seconds(20_000) + 0.2
+    # The best of three: another program's turn on the core is not ours to count.
+    large, small = (min(seconds(size) for _ in range(3)) for size in (200_000, 20_000))
+    assert large < 40 * small + 0.2
 
 
 def test_a_tag_is_found_at_every_cut() -> None:
