@@ -135,6 +135,19 @@ def test_the_refined_rows_are_exact_and_the_others_as_they_were() -> None:
     assert (weight.shape, weight.nbytes) == ((300, 64), coarse.nbytes)
 
 
+def test_a_large_vocabulary_is_refined_where_its_values_are_largest() -> None:
+    values = normal(NUM_REFINED * 64, 32)
+    exact, decoded = q8_rows(values)
+    coarse = DenseWeight(decoded.to(torch.bfloat16))
+    x = normal(3, 32)
+    given, rough = RefinedRows(coarse, exact).matmul(x), coarse.matmul(x)
+    best = rough.topk(NUM_REFINED).indices
+    torch.testing.assert_close(
+        given.gather(1, best), (x @ decoded.T).gather(1, best), rtol=1e-6, atol=1e-5
+    )
+    assert int((given != rough).sum()) <= 3 * NUM_REFINED
+
+
 def test_a_small_vocabulary_is_refined_whole() -> None:
     values = normal(NUM_REFINED - 10, 32)
     exact, decoded = q8_rows(values)

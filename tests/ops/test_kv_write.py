@@ -38,6 +38,17 @@ def test_padding_slots_leave_the_cache_untouched(device: torch.device) -> None:
     assert all(same_bits(a, b) for a, b in zip(caches, before, strict=True))
 
 
+@pytest.mark.parametrize("slots", [[6], [-1], [-1, 6]])
+def test_the_reference_stores_one_token_and_skips_padding(slots: list[int]) -> None:
+    k = random(len(slots), 2, 8, dtype=torch.float32, device=torch.device("cpu"))
+    caches = _caches(torch.float32, torch.device("cpu"), 2, 8)
+    want = caches[0].clone().view(20, 2, 8)
+    if slots[-1] >= 0:
+        want[6] = k[-1]
+    kv_write(k, k, *caches, torch.tensor(slots))
+    assert all(same_bits(cache.view(20, 2, 8), want) for cache in caches)
+
+
 def test_slices_of_a_fused_buffer_are_stored(device: torch.device) -> None:
     fused = random(3, 4, 8, dtype=torch.bfloat16, device=device)
     k, v = fused[:, :2], fused[:, 2:]

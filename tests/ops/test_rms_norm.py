@@ -8,7 +8,7 @@ from torch import Tensor
 from lite_llama.errors import OperatorError
 from lite_llama.kernel_lib.gpu import H200
 from lite_llama.ops import add_rms_norm, rms_norm
-from lite_llama.ops.rms_norm import kernel
+from lite_llama.ops.rms_norm import kernel, reference
 from tests.ops.compare import (
     DTYPES,
     assert_close_to_reference,
@@ -102,6 +102,15 @@ def test_rows_of_zeros_stay_zero_and_large_rows_stay_finite(device: torch.device
     got = kernel.rms_norm(x, torch.ones(64, device=device), EPS)
     assert torch.equal(got[0], x[0])
     torch.testing.assert_close(got[1], torch.ones(64, device=device))
+
+
+def test_the_reference_takes_one_row_as_it_takes_many() -> None:
+    x, weight = torch.randn(3, 576), torch.randn(576)
+    alone = torch.cat([reference.rms_norm(row, weight, 1e-5) for row in x.split(1)])
+    torch.testing.assert_close(alone, reference.rms_norm(x, weight, 1e-5), rtol=1e-6, atol=1e-6)
+    zeros = torch.zeros(1, 8)
+    assert bool((reference.rms_norm(zeros, weight[:8], 1e-5) == 0).all())
+    assert bool(reference.rms_norm(zeros, weight[:8], 0.0).isnan().all())
 
 
 def test_no_rows_give_no_rows(device: torch.device) -> None:

@@ -22,10 +22,10 @@ def attention_decode(
         if kv_len == 0:
             outputs.append(torch.zeros_like(q[i]).view(1, k_cache.shape[2], -1, head_dim))
             continue
-        blocks = block_table[i, : -(-kv_len // block_size)]
         first = 0 if window is None else max(0, kv_len - window)
+        blocks = _in_a_row(block_table[i, : -(-kv_len // block_size)])
         keys, values = (
-            _gather(cache, blocks).view(1, -1, num_kv_heads, head_dim)[:, first:kv_len]
+            _taken(cache, blocks).view(1, -1, num_kv_heads, head_dim)[:, first:kv_len]
             for cache in (k_cache, v_cache)
         )
         # The query heads of one KV head are rows of one small matrix: nothing is repeated.
@@ -38,13 +38,15 @@ def attention_decode(
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).view(q.shape)
 
 
-def _gather(cache: Tensor, blocks: Tensor) -> Tensor:
-    """The blocks of a sequence, one after the other; a view where they already lie so.
+def _in_a_row(blocks: Tensor) -> Tensor | slice:
+    """What indexes these blocks of a cache: a slice where they follow one another.
 
     Most do, as a pool hands them out in order: a copy takes 20 µs a layer, the look 1.
     """
     listed = blocks.tolist()
     begin, end = listed[0], listed[0] + len(listed)
-    if listed == list(range(begin, end)):
-        return cache[begin:end]
-    return cache.index_select(0, blocks)
+    return slice(begin, end) if listed == list(range(begin, end)) else blocks
+
+
+def _taken(cache: Tensor, blocks: Tensor | slice) -> Tensor:
+    return cache[blocks] if isinstance(blocks, slice) else cache.index_select(0, blocks)
