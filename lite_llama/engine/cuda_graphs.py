@@ -121,5 +121,6 @@ class DecodeGraphs:
             max_q_len=0,
         )
         if decode_chain.fits(self._decoder, size):
-            return decode_chain.forward(self._decoder, inputs, self._kv_cache)
+            launches = decode_chain.choose_launches(self._decoder.config, size)
+            return decode_chain.forward(self._decoder, inputs, self._kv_cache, launches)
         return self._decoder.forward(inputs, self._kv_cache)

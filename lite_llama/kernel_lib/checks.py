@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lite_llama.errors import OperatorError
+from lite_llama.kernel_lib.gemv_launch import MAX_TOKENS
 from lite_llama.kernel_lib.row_launch import MAX_COLUMNS
 
 
@@ -70,10 +71,14 @@ def check_unit_stride(name: str, x: Tensor) -> None:
         raise OperatorError(f"{name} has strides {x.stride()}, expected 1 in the last dimension")
 
 
-def check_row_of(name: str, x: Tensor, weight_name: str, weight: Tensor) -> None:
-    """Require one row that a [out_features, in_features] matrix of the same dtype multiplies."""
+def check_few_rows_of(name: str, x: Tensor, weight_name: str, weight: Tensor) -> None:
+    """Require 1..MAX_TOKENS rows that a [out_features, in_features] matrix multiplies."""
     check_rank(weight_name, weight, 2)
-    check_shape(name, x, (1, weight.shape[1]))
+    check_rank(name, x, 2)
+    check(
+        1 <= x.shape[0] <= MAX_TOKENS and x.shape[1] == weight.shape[1],
+        lambda: f"{name} has shape {tuple(x.shape)}, expected (1..{MAX_TOKENS}, {weight.shape[1]})",
+    )
     check_float_up_to_32(name, x)
     check_same(weight_name, weight, name, x)
     for each_name, each in ((name, x), (weight_name, weight)):

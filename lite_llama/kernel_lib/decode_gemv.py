@@ -1,59 +1,197 @@
-"""Matrix-vector products of one decode step, fused with what stands around them.
+"""Products of a few tokens with a weight matrix, fused with what stands around them.
 
-One token reads every weight once, so these kernels are a stream of weights with a little work
-attached. A program owns a few rows; it loads their first tile before it waits for the kernel that
-makes its input (programmatic dependent launch), so that the memory bus is busy while that kernel
-ends. Only weights are touched before the wait: every read of an activation, and every write, is
-after it.
+A decode step reads every weight once, so these kernels are a stream of weights with a little work
+attached. A program owns a few rows; before it waits for the kernel that makes its input
+(programmatic dependent launch) it loads its first tile and may ask for more of them in L2, so that
+the memory bus is busy while that kernel ends. Only weights are touched before the wait: every read
+of an activation, and every write, is after it.
 """
-
-from dataclasses import dataclass
 
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import gpu_spec
 
-
-@dataclass(frozen=True)
-class GemvLaunch:
-    """`block_n` rows (or row pairs) a program, `block_k` columns a tile, `num_warps` warps."""
-
-    block_n: int
-    block_k: int
-    num_warps: int
+LINE_BYTES = tl.constexpr(128)
 
 
 @triton.jit
-def load_tile(pointers, row_ok, columns, K: tl.constexpr, EVEN: tl.constexpr):
+def load_tile(pointers, columns, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """A weight tile; each is read once a step, so it need not stay in the cache."""
-    if EVEN:
+    if K % BLOCK_K == 0:
         return tl.load(pointers, eviction_policy="evict_first")
-    mask = row_ok[:, None] & (columns < K)[None, :]
-    return tl.load(pointers, mask=mask, other=0.0, eviction_policy="evict_first")
+    return tl.load(pointers, mask=(columns < K)[None, :], other=0.0, eviction_policy="evict_first")
 
 
 @triton.jit
-def norm_scale(x_ptr, eps, K: tl.constexpr, NORM: tl.constexpr):
-    """1 / sqrt(mean(x²) + eps) of x [K]; 1 without a norm."""
-    if NORM:
-        BLOCK: tl.constexpr = triton.next_power_of_2(K)
-        columns = tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
-        return tl.rsqrt(tl.sum(x * x) / K + eps)
-    return 1.0
+def prefetch_columns(row_ptr, K: tl.constexpr, BEGIN: tl.constexpr, END: tl.constexpr):
+    """Ask for columns BEGIN:END of some rows in L2; nothing is read into registers."""
+    LINE: tl.constexpr = LINE_BYTES // (row_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    NUM_LINES: tl.constexpr = triton.next_power_of_2(triton.cdiv(END - BEGIN, LINE))
+    # Places past the end ask for the row's last element once more.
+    starts = tl.minimum(BEGIN + tl.arange(0, NUM_LINES) * LINE, K - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [row_ptr[:, None] + starts[None, :]],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
-def load_input(x_ptr, norm_ptr, scale, columns, K: tl.constexpr, NORM: tl.constexpr):
-    """Input values as float32, normalised and rounded as the separate norm would leave them."""
-    x = tl.load(x_ptr + columns, mask=columns < K, other=0.0)
-    if NORM:
+def load_input(x_ptr, norm_ptr, scale, columns, inside, K: tl.constexpr):
+    """Input values, normalised and rounded as the separate norm would leave them.
+
+    x_ptr, scale and inside cover the wanted tile [..., columns].
+    """
+    x = tl.load(x_ptr, mask=inside, other=0.0)
+    if norm_ptr is not None:
         weight = tl.load(norm_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
         x = (x.to(tl.float32) * scale * weight).to(x.dtype)
-    return x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def products(
+    x_ptr,
+    norm_ptr,
+    w_ptr,
+    rows,
+    eps,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
+    PRELOAD: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """w[rows] norm(x)ᵀ of x [M, K], float32 [rows, tokens]; tokens beyond M repeat or are 0."""
+    columns = tl.arange(0, BLOCK_K)
+    row_ptr = w_ptr + rows.to(tl.int64) * K
+    tile_ptr = row_ptr[:, None] + columns[None, :]
+    if OVERLAP and TRIGGER == 0:
+        gdc_launch_dependents()
+    if PRELOAD and STAGES == 0:
+        tile = load_tile(tile_ptr, columns, K, BLOCK_K)
+    PRELOADED: tl.constexpr = BLOCK_K if PRELOAD and STAGES == 0 else 0
+    if PREFETCH * BLOCK_K > PRELOADED:
+        prefetch_columns(row_ptr, K, PRELOADED, min(K, PREFETCH * BLOCK_K))
+    if OVERLAP:
+        gdc_wait()
+    if not PRELOAD and STAGES == 0:
+        tile = load_tile(tile_ptr, columns, K, BLOCK_K)
+    if STAGES == 0:
+        y = _products_in_registers(
+            x_ptr, norm_ptr, tile_ptr, tile, eps, M, K, BLOCK_K, OVERLAP, TRIGGER
+        )
+    else:
+        y = _products_on_tensor_cores(
+            x_ptr, norm_ptr, tile_ptr, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER
+        )
+    return y
+
+
+@triton.jit
+def _products_in_registers(
+    x_ptr,
+    norm_ptr,
+    tile_ptr,
+    tile,
+    eps,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
+):
+    """The first tile is there already."""
+    TOKENS: tl.constexpr = triton.next_power_of_2(M)
+    columns = tl.arange(0, BLOCK_K)
+    scales = (1.0,) * TOKENS
+    if norm_ptr is not None:
+        scales = scales[:0]
+        for i in tl.static_range(TOKENS):
+            scales += (_norm_scale(x_ptr + min(i, M - 1) * K, eps, K),)
+    sums = (tl.zeros(tile.shape, tl.float32),) * TOKENS
+    for start in tl.static_range(0, K, BLOCK_K):
+        k = columns + start
+        if start > 0:
+            tile = load_tile(tile_ptr + start, k, K, BLOCK_K)
+        if OVERLAP and TRIGGER > 0 and start == TRIGGER * BLOCK_K:
+            gdc_launch_dependents()
+        wide = tile.to(tl.float32)
+        new_sums = sums[:0]
+        for i in tl.static_range(TOKENS):
+            token_ptr = x_ptr + min(i, M - 1) * K + k
+            x = load_input(token_ptr, norm_ptr, scales[i], k, k < K, K)
+            new_sums += (sums[i] + wide * x.to(tl.float32)[None, :],)
+        sums = new_sums
+    if TOKENS == 1:
+        y = tl.sum(sums[0], 1)[:, None]
+    elif TOKENS == 2:
+        y = tl.join(tl.sum(sums[0], 1), tl.sum(sums[1], 1))
+    else:
+        tl.static_assert(TOKENS == 4, "in registers: at most four tokens")
+        even = tl.join(tl.sum(sums[0], 1), tl.sum(sums[2], 1))
+        odd = tl.join(tl.sum(sums[1], 1), tl.sum(sums[3], 1))
+        y = tl.join(even, odd).reshape(tile.shape[0], 4)
+    return y
+
+
+@triton.jit
+def _norm_scale(x_ptr, eps, K: tl.constexpr):
+    """1 / sqrt(mean(x²) + eps) of x [K]."""
+    BLOCK: tl.constexpr = triton.next_power_of_2(K)
+    columns = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+    return tl.rsqrt(tl.sum(x * x) / K + eps)
+
+
+@triton.jit
+def _products_on_tensor_cores(
+    x_ptr,
+    norm_ptr,
+    tile_ptr,
+    eps,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
+):
+    """Rows of the weight are the rows of the tensor cores' tile, tokens its few columns."""
+    TOKENS: tl.constexpr = 16 if M > 8 else 8
+    PRECISION: tl.constexpr = "ieee" if x_ptr.dtype.element_ty == tl.float32 else "tf32"
+    columns = tl.arange(0, BLOCK_K)
+    tokens = tl.arange(0, TOKENS)
+    token_ptr = x_ptr + tokens[:, None] * K
+    real = (tokens < M)[:, None]
+    scale = 1.0
+    if norm_ptr is not None:
+        squares = tl.zeros((TOKENS, BLOCK_K), tl.float32)
+        for start in tl.range(0, K, BLOCK_K):
+            k = columns + start
+            x = tl.load(token_ptr + k[None, :], mask=real & (k < K)[None, :], other=0.0)
+            squares += x.to(tl.float32) * x.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
+    y = tl.zeros((tile_ptr.shape[0], TOKENS), tl.float32)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        k = columns + start
+        if OVERLAP and TRIGGER > 0 and start == TRIGGER * BLOCK_K:
+            gdc_launch_dependents()
+        tile = load_tile(tile_ptr + start, k, K, BLOCK_K)
+        inside = real & (k < K)[None, :]
+        x = load_input(token_ptr + k[None, :], norm_ptr, scale, k, inside, K)
+        y = tl.dot(tile, x.T, y, input_precision=PRECISION)
+    return y
 
 
 @triton.jit
@@ -65,119 +203,63 @@ def single_kernel(
     residual_ptr,
     y_ptr,
     eps,
+    M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
-    NORM: tl.constexpr,
-    ADD: tl.constexpr,
-    BIAS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
+    PRELOAD: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
-    """y = W norm(x) + bias, and + residual where ADD; grid (N / BLOCK_N,)."""
+    """y [M, N] = norm(x) wᵀ + bias, and + residual where ADD; grid (N / BLOCK_N,)."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_ok = rows < N
-    columns = tl.arange(0, BLOCK_K)
-    EVEN: tl.constexpr = N % BLOCK_N == 0 and K % BLOCK_K == 0
-    tile_ptr = w_ptr + rows[:, None].to(tl.int64) * K + columns[None, :]
-    if OVERLAP:
-        gdc_launch_dependents()
-    tile = load_tile(tile_ptr, row_ok, columns, K, EVEN)
-    if OVERLAP:
-        gdc_wait()
-    scale = norm_scale(x_ptr, eps, K, NORM)
-    acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for start in tl.static_range(0, K, BLOCK_K):
-        if start > 0:
-            tile = load_tile(tile_ptr + start, row_ok, columns + start, K, EVEN)
-        x = load_input(x_ptr, norm_ptr, scale, columns + start, K, NORM)
-        acc += tile.to(tl.float32) * x[None, :]
-    y = tl.sum(acc, 1)
-    if BIAS:
-        y += tl.load(bias_ptr + rows, mask=row_ok, other=0.0).to(tl.float32)
+    y = products(
+        x_ptr, norm_ptr, w_ptr, tl.where(row_ok, rows, 0), eps,
+        M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
+    )  # fmt: skip
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + rows, mask=row_ok, other=0.0).to(tl.float32)[:, None]
     # Rounded as the separate product would be, before the sum.
     y = y.to(w_ptr.dtype.element_ty)
-    if ADD:
-        y = y.to(tl.float32) + tl.load(residual_ptr + rows, mask=row_ok, other=0.0).to(tl.float32)
-    tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty), mask=row_ok)
+    tokens = tl.arange(0, y.shape[1])
+    places = tokens[None, :] * N + rows[:, None]
+    inside = row_ok[:, None] & (tokens < M)[None, :]
+    if residual_ptr is not None:
+        y = y.to(tl.float32) + tl.load(residual_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def pair_products(
-    x_ptr,
-    norm_ptr,
-    w_ptr,
-    first_rows,
-    second_rows,
-    row_ok,
-    eps,
-    K: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_N: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """(W[first_rows] norm(x), W[second_rows] norm(x)), float32 [BLOCK_N] each."""
-    columns = tl.arange(0, BLOCK_K)
-    EVEN: tl.constexpr = EVEN_N and K % BLOCK_K == 0
-    first_ptr = w_ptr + first_rows[:, None].to(tl.int64) * K + columns[None, :]
-    second_ptr = w_ptr + second_rows[:, None].to(tl.int64) * K + columns[None, :]
-    if OVERLAP:
-        gdc_launch_dependents()
-    first = load_tile(first_ptr, row_ok, columns, K, EVEN)
-    second = load_tile(second_ptr, row_ok, columns, K, EVEN)
-    if OVERLAP:
-        gdc_wait()
-    scale = norm_scale(x_ptr, eps, K, NORM=True)
-    first_acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    second_acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-    for start in tl.static_range(0, K, BLOCK_K):
-        if start > 0:
-            first = load_tile(first_ptr + start, row_ok, columns + start, K, EVEN)
-            second = load_tile(second_ptr + start, row_ok, columns + start, K, EVEN)
-        x = load_input(x_ptr, norm_ptr, scale, columns + start, K, NORM=True)
-        first_acc += first.to(tl.float32) * x[None, :]
-        second_acc += second.to(tl.float32) * x[None, :]
-    return tl.sum(first_acc, 1), tl.sum(second_acc, 1)
+def pair_rows(BLOCK_N: tl.constexpr, NUM_PAIRS: tl.constexpr):
+    """(pair, 0 or 1, whether there is such a pair) of each of a program's 2 BLOCK_N rows."""
+    places = tl.arange(0, 2 * BLOCK_N)
+    pairs = tl.program_id(0) * BLOCK_N + places // 2
+    return tl.where(pairs < NUM_PAIRS, pairs, 0), places % 2
 
 
-def can_overlap(x: Tensor, *, overlap: bool) -> bool:
-    """Whether to launch as a programmatic dependent: asked for, and the GPU has it."""
-    return overlap and gpu_spec(x.device).has_pdl
-
-
-def choose_gemv(num_rows: int, num_columns: int) -> GemvLaunch:
-    """Tile for a weight of `num_rows` rows (or row pairs) and `num_columns` columns; pure.
-
-    Found on one H200 by search over whole chains of Llama-3.2-1B in bf16 (torch 2.11, Triton 3.6;
-    0.813 -> 0.767 ms a step): one row and one warp where rows are few, so that every SM has one;
-    two rows where there are many; eight for a head.
-    """
-    widest = triton.next_power_of_2(num_columns)
-    if num_rows >= 65536:
-        return GemvLaunch(8, min(widest, 512), 4)
-    if num_columns >= 4 * num_rows:
-        return GemvLaunch(2, min(widest, 1024), 2)
-    if num_rows <= 4096:
-        return GemvLaunch(1, min(widest, 1024), 1)
-    return GemvLaunch(2, min(widest, 1024), 4)
+@triton.jit
+def split_pairs(y):
+    """First and second rows of pairs that lie side by side: [2 n, tokens] -> two [n, tokens]."""
+    return tl.split(y.reshape(y.shape[0] // 2, 2, y.shape[1]).permute(0, 2, 1))
 
 
 def run_single(
     x: Tensor,
     weight: Tensor,
     y: Tensor,
+    how: GemvLaunch,
     *,
     norm: Tensor | None = None,
     eps: float = 0.0,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
-    overlap: bool = False,
 ) -> None:
-    """Launch `single_kernel`: x [1, K], weight [N, K], y [1, N]."""
+    """Launch `single_kernel`: x [M, K], weight [N, K], y [M, N]."""
     num_rows, num_columns = weight.shape
-    how = choose_gemv(num_rows, num_columns)
-    overlap = can_overlap(x, overlap=overlap)
     single_kernel[(triton.cdiv(num_rows, how.block_n),)](
         x,
         norm,
@@ -186,14 +268,8 @@ def run_single(
         residual,
         y,
         eps,
+        M=len(x),
         N=num_rows,
         K=num_columns,
-        NORM=norm is not None,
-        ADD=residual is not None,
-        BIAS=bias is not None,
-        BLOCK_N=how.block_n,
-        BLOCK_K=how.block_k,
-        OVERLAP=overlap,
-        num_warps=how.num_warps,
-        launch_pdl=overlap,
+        **how.constants(num_columns, gpu_spec(x.device)),
     )

@@ -1,28 +1,61 @@
-"""One token through the decoder in five fused kernels a layer.
+"""One token of a few sequences through the decoder in five fused kernels a layer.
 
-The same computation as `Decoder.forward` for a batch of one decoding sequence, rounded at the same
-places, as a chain of programmatic dependent launches: each kernel loads its first weights while
-the one before it ends. Kernels of the chain wait before they touch anything another one wrote, and
-no kernel in it is launched without that wait, so the order of the chain is total.
+The same computation as `Decoder.forward` for a small batch of decoding sequences, rounded at the
+same places, as a chain of programmatic dependent launches: each kernel loads its first weights
+while the one before it ends. Kernels of the chain wait before they touch anything another one
+wrote, and no kernel in it is launched without that wait, so the order of the chain is total.
 """
+
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from lite_llama import ops
 from lite_llama.cache.kv_cache import KVCache, LayerCache
+from lite_llama.kernel_lib.gemv_launch import MAX_TOKENS, GemvLaunch, choose_gemv
 from lite_llama.layouts.dense import DenseWeight
+from lite_llama.models.config import ModelConfig
 from lite_llama.models.decoder import Block, Decoder
 from lite_llama.models.inputs import ForwardBatch
 from lite_llama.models.layers import Linear
+from lite_llama.ops.attention_decode.launch import Launch as AttentionLaunch
+
+
+@dataclass(frozen=True)
+class ChainLaunches:
+    """How each kernel of the chain is launched; attention None: as its operator chooses."""
+
+    qkv: GemvLaunch
+    o: GemvLaunch
+    gate_up: GemvLaunch
+    down: GemvLaunch
+    head: GemvLaunch
+    attention: AttentionLaunch | None = None
+
+
+def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
+    """Launches for a model and batch size on any GPU; pure."""
+    hidden, heads = config.hidden_size, config.num_q_heads + 2 * config.num_kv_heads
+
+    def choose(num_rows: int, num_columns: int) -> GemvLaunch:
+        return replace(choose_gemv(num_rows, num_columns, num_tokens), overlap=0.0)
+
+    return ChainLaunches(
+        qkv=choose(heads * config.head_dim // 2, hidden),
+        o=choose(hidden, config.num_q_heads * config.head_dim),
+        gate_up=choose(config.intermediate_size, hidden),
+        down=choose(hidden, config.intermediate_size),
+        head=choose(config.vocab_size, hidden),
+    )
 
 
 def fits(decoder: Decoder, num_tokens: int) -> bool:
-    """Whether the chain serves this model and step: one token, dense weights of one dtype."""
+    """Whether the chain serves this model and step: few tokens, dense weights of one dtype."""
     linears = [decoder.head]
     for block in decoder.blocks:
         linears += [block.attention.qkv, block.attention.o, block.mlp.gate_up, block.mlp.down]
     return (
-        num_tokens == 1
+        num_tokens <= MAX_TOKENS
         and isinstance(decoder.embedding, Tensor)
         and decoder.embedding.is_cuda
         and all(
@@ -32,18 +65,22 @@ def fits(decoder: Decoder, num_tokens: int) -> bool:
     )
 
 
-def forward(decoder: Decoder, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
-    """Logits float32 [1, vocab] of a batch of one decoding sequence; see `fits`."""
+def forward(
+    decoder: Decoder, batch: ForwardBatch, kv_cache: KVCache, launches: ChainLaunches
+) -> Tensor:
+    """Logits float32 [n, vocab] of a batch of n decoding sequences; see `fits`."""
     x = ops.embedding(batch.token_ids, decoder.embedding)
     for block, cache in zip(decoder.blocks, kv_cache.layers, strict=True):
-        x = _block(block, x, batch, cache)
+        x = _block(block, x, batch, cache, launches)
     final = decoder.final_norm
-    return ops.norm_linear(x, final.weight, _values(decoder.head), final.eps, overlap=True)
+    return ops.norm_linear(x, final.weight, _values(decoder.head), final.eps, launch=launches.head)
 
 
-def _block(block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+def _block(
+    block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache, launches: ChainLaunches
+) -> Tensor:
     attention, mlp = block.attention, block.mlp
-    q = _queries(block, x, batch, cache)
+    q = _queries(block, x, batch, cache, launches.qkv)
     attended = ops.attention_decode(
         q,
         cache.k,
@@ -52,16 +89,21 @@ def _block(block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> T
         seq_lens=batch.seq_lens,
         window=attention.config.window,
         overlap=True,
+        launch=launches.attention,
     )
     x = ops.linear_add(
-        attended.view(1, -1), _values(attention.o), x, attention.o.bias, overlap=True
+        attended.flatten(1), _values(attention.o), x, attention.o.bias, launch=launches.o
     )
     norm = block.mlp_norm
-    hidden = ops.norm_gate_up(x, norm.weight, _values(mlp.gate_up), norm.eps, overlap=True)
-    return ops.linear_add(hidden, _values(mlp.down), x, overlap=True)
+    hidden = ops.norm_gate_up(
+        x, norm.weight, _values(mlp.gate_up), norm.eps, launch=launches.gate_up
+    )
+    return ops.linear_add(hidden, _values(mlp.down), x, launch=launches.down)
 
 
-def _queries(block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
+def _queries(
+    block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache, launch: GemvLaunch
+) -> Tensor:
     attention, norm = block.attention, block.attention_norm
     if attention.q_norm is not None:
         # A head's norm needs all its rows, which the programs of norm_qkv share out.
@@ -77,7 +119,7 @@ def _queries(block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache) ->
         k_cache=cache.k,
         v_cache=cache.v,
         slot_mapping=batch.slot_mapping,
-        overlap=True,
+        launch=launch,
     )
 
 

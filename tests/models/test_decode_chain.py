@@ -70,8 +70,11 @@ def test_a_step_gives_the_decoders_logits_and_cache(changes: dict[str, object]) 
     for cache in caches:
         decoder.forward(_batch(prompt, 0, decodes=False), cache)
     step = _batch([5], 9, decodes=True)
+    for cache in caches:
+        for layer in cache.layers:
+            layer.k.fill_(0.25), layer.v.fill_(0.5)
     want = decoder.forward(step, caches[0])
-    got = decode_chain.forward(decoder, step, caches[1])
+    got = decode_chain.forward(decoder, step, caches[1], decode_chain.choose_launches(config, 1))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         written = slice(2 * BLOCK_SIZE, 2 * BLOCK_SIZE + 2)  # block 2 holds positions 8 and 9
@@ -79,7 +82,32 @@ def test_a_step_gives_the_decoders_logits_and_cache(changes: dict[str, object]) 
         torch.testing.assert_close(ours.v.flatten(0, 1)[written], theirs.v.flatten(0, 1)[written])
 
 
-def test_the_chain_is_for_one_token_on_a_gpu() -> None:
+def test_a_step_of_two_sequences_gives_the_decoders_logits() -> None:
+    torch.manual_seed(1)
+    decoder = random_decoder(BASE, EXACT, device=torch.device("cpu"), num_positions=64)
+    caches = [
+        KVCache.allocate((2, 4, BLOCK_SIZE, 2, 16), torch.float32, torch.device("cpu"))
+        for _ in range(2)
+    ]
+    one, two = _batch([5], 5, decodes=True), _batch([11], 2, decodes=True)
+    step = replace(
+        one,
+        token_ids=torch.cat((one.token_ids, two.token_ids)),
+        positions=torch.cat((one.positions, two.positions)),
+        slot_mapping=torch.tensor([1 * BLOCK_SIZE + 1, 2 * BLOCK_SIZE + 2]),
+        block_table=torch.tensor([[3, 1], [2, 0]], dtype=torch.int32),
+        seq_lens=torch.tensor([6, 3], dtype=torch.int32),
+        num_decode_seqs=2,
+    )
+    for cache in caches:
+        for layer in cache.layers:
+            layer.k.fill_(0.25), layer.v.fill_(0.5)
+    want = decoder.forward(step, caches[0])
+    got = decode_chain.forward(decoder, step, caches[1], decode_chain.choose_launches(BASE, 2))
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_chain_is_for_few_tokens_on_a_gpu() -> None:
     decoder = random_decoder(BASE, EXACT, device=torch.device("cpu"), num_positions=64)
     assert not decode_chain.fits(decoder, 1)
-    assert not decode_chain.fits(decoder, 2)
+    assert not decode_chain.fits(decoder, 9)

@@ -2,33 +2,38 @@ import pytest
 import torch
 
 from lite_llama.errors import OperatorError
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.ops import linear_add
 from lite_llama.ops.linear_add import kernel
 from tests.ops.compare import DTYPES, assert_close_to_reference, poison_new_outputs, random
+from tests.ops.gemv_launches import on, over_launches
 from tests.ops.tolerances import GEMM
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@over_launches
 @pytest.mark.parametrize(
     ("rows", "columns", "biased"), [(64, 64, False), (37, 576, True), (16, 2880, False)]
 )
 def test_residual_and_product_add_up(
     device: torch.device,
     dtype: torch.dtype,
+    num_tokens: int,
+    launch: GemvLaunch,
     rows: int,
     columns: int,
     biased: bool,  # noqa: FBT001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    x = random(1, columns, dtype=dtype, device=device)
+    x = random(num_tokens, columns, dtype=dtype, device=device)
     weight = random(rows, columns, dtype=dtype, device=device, scale=columns**-0.5)
-    residual = random(1, rows, dtype=dtype, device=device)
+    residual = random(num_tokens, rows, dtype=dtype, device=device)
     bias = random(rows, dtype=dtype, device=device) if biased else None
     want = residual.double() + x.double() @ weight.double().T
     if bias is not None:
         want += bias.double()
     poison_new_outputs(monkeypatch)
-    got = kernel.linear_add(x, weight, residual, bias, overlap=False)
+    got = kernel.linear_add(x, weight, residual, bias, on(device, launch))
     assert_close_to_reference(
         got,
         want,

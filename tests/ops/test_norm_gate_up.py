@@ -2,30 +2,35 @@ import pytest
 import torch
 
 from lite_llama.errors import OperatorError
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.ops import norm_gate_up
 from lite_llama.ops.norm_gate_up import kernel, reference
 from tests.ops.compare import DTYPES, assert_close_to_reference, poison_new_outputs, random
+from tests.ops.gemv_launches import on, over_launches
 from tests.ops.tolerances import FUSED
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@over_launches
 @pytest.mark.parametrize(("inter", "hidden"), [(32, 64), (33, 576), (8, 2880)])
 def test_gated_products_equal_the_reference(
     device: torch.device,
     dtype: torch.dtype,
+    num_tokens: int,
+    launch: GemvLaunch,
     inter: int,
     hidden: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x, norm = (
-        random(1, hidden, dtype=dtype, device=device),
+        random(num_tokens, hidden, dtype=dtype, device=device),
         random(hidden, dtype=dtype, device=device),
     )
     weight = random(2 * inter, hidden, dtype=dtype, device=device, scale=hidden**-0.5)
     want = reference.norm_gate_up(x.double(), norm.double(), weight.double(), 1e-5)
     plain = reference.norm_gate_up(x, norm, weight, 1e-5)
     poison_new_outputs(monkeypatch)
-    got = kernel.norm_gate_up(x, norm, weight, 1e-5, overlap=False)
+    got = kernel.norm_gate_up(x, norm, weight, 1e-5, on(device, launch))
     assert_close_to_reference(got, want, FUSED, plain if dtype != torch.float32 else None)
 
 

@@ -2,26 +2,31 @@ import pytest
 import torch
 
 from lite_llama.errors import OperatorError
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.ops import norm_linear
 from lite_llama.ops.norm_linear import kernel, reference
 from tests.ops.compare import DTYPES, nmse, poison_new_outputs, random
+from tests.ops.gemv_launches import on, over_launches
 from tests.ops.tolerances import FUSED
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@over_launches
 @pytest.mark.parametrize(("rows", "hidden"), [(64, 64), (37, 576), (16, 2880)])
 def test_logits_equal_the_reference(
     device: torch.device,
     dtype: torch.dtype,
+    num_tokens: int,
+    launch: GemvLaunch,
     rows: int,
     hidden: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    x, norm = (random(*s, dtype=dtype, device=device) for s in ((1, hidden), (hidden,)))
+    x, norm = (random(*s, dtype=dtype, device=device) for s in ((num_tokens, hidden), (hidden,)))
     weight = random(rows, hidden, dtype=dtype, device=device, scale=hidden**-0.5)
     want = reference.norm_linear(x.double(), norm.double(), weight.double(), 1e-5)
     poison_new_outputs(monkeypatch)
-    got = kernel.norm_linear(x, norm, weight, 1e-5, overlap=False)
+    got = kernel.norm_linear(x, norm, weight, 1e-5, on(device, launch))
     assert got.dtype == torch.float32
     # Rounded to the weight's dtype, then widened: its tolerance is that dtype's.
     assert nmse(got, want) <= FUSED[dtype]
@@ -30,5 +35,5 @@ def test_logits_equal_the_reference(
 
 def test_calls_against_the_contract_name_the_argument(device: torch.device) -> None:
     x, norm = torch.zeros(1, 8, device=device), torch.ones(8, device=device)
-    with pytest.raises(OperatorError, match=r"x has shape \(2, 8\)"):
-        norm_linear(x.expand(2, -1), norm, torch.zeros(4, 8, device=device), 1e-5)
+    with pytest.raises(OperatorError, match=r"x has shape \(9, 8\)"):
+        norm_linear(x.expand(9, -1), norm, torch.zeros(4, 8, device=device), 1e-5)

@@ -305,6 +305,7 @@ def attention_decode(
     window: int | None,
     sinks: Tensor | None,
     overlap: bool = False,
+    how: Launch | None = None,
 ) -> Tensor:
     problem = Problem(
         num_seqs=q.shape[0],
@@ -313,10 +314,10 @@ def attention_decode(
         head_dim=q.shape[2],
         dtype=q.dtype,
         max_kv_len=block_table.shape[1] * k_cache.shape[1],
-        in_chain=overlap and q.shape[0] == 1,
+        in_chain=overlap,
     )
     return launch(
-        choose_launch(problem, gpu_spec(q.device)),
+        how or choose_launch(problem, gpu_spec(q.device)),
         q,
         k_cache,
         v_cache,

@@ -16,6 +16,7 @@ from lite_llama.kernel_lib.checks import (
     check_unit_stride,
 )
 from lite_llama.ops.attention_decode import cpu, reference
+from lite_llama.ops.attention_decode.launch import Launch
 
 
 def attention_decode(
@@ -29,6 +30,7 @@ def attention_decode(
     window: int | None = None,
     sinks: Tensor | None = None,
     overlap: bool = False,
+    launch: Launch | None = None,
 ) -> Tensor:
     """softmax(q kᵀ · scale) v over the seq_lens[i] cached tokens of each sequence.
 
@@ -38,6 +40,7 @@ def attention_decode(
     result is 0. scale, window, sinks and head grouping as in `attention_prefill`.
     `overlap` launches the kernel as a programmatic dependent where the GPU has that: lengths,
     block table and all cached keys but each sequence's newest must be older than the kernel before.
+    `launch` says how the keys are split and tiled; None: as fits the problem.
     Returns q's shape and dtype.
     """
     _check_heads(q, k_cache, v_cache)
@@ -65,7 +68,7 @@ def attention_decode(
         from lite_llama.ops.attention_decode import kernel
 
         return kernel.attention_decode(
-            q, k_cache, v_cache, sinks=sinks, overlap=overlap, **arguments
+            q, k_cache, v_cache, sinks=sinks, overlap=overlap, how=launch, **arguments
         )
     if sinks is None:
         return cpu.attention_decode(q, k_cache, v_cache, **arguments)

@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lite_llama.kernel_lib.decode_gemv import can_overlap, choose_gemv, pair_products
+from lite_llama.kernel_lib.decode_gemv import pair_rows, products, split_pairs
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
+from lite_llama.kernel_lib.gpu import gpu_spec
 
 
 @triton.jit
@@ -15,42 +17,47 @@ def norm_gate_up_kernel(
     w_ptr,
     y_ptr,
     eps,
+    M: tl.constexpr,
     INTER: tl.constexpr,
     K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
+    PRELOAD: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """Grid (INTER / BLOCK_N,)."""
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    row_ok = rows < INTER
-    gate, up = pair_products(
-        x_ptr, norm_ptr, w_ptr, rows, rows + INTER, row_ok, eps,
-        K, BLOCK_N, BLOCK_K, INTER % BLOCK_N == 0, OVERLAP,
+    pairs, which = pair_rows(BLOCK_N, INTER)
+    y = products(
+        x_ptr, norm_ptr, w_ptr, pairs + which * INTER, eps,
+        M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
     )  # fmt: skip
-    gate = gate.to(w_ptr.dtype.element_ty).to(tl.float32)
-    up = up.to(w_ptr.dtype.element_ty).to(tl.float32)
+    gate, up = split_pairs(y.to(w_ptr.dtype.element_ty).to(tl.float32))
     y = gate * tl.sigmoid(gate) * up
-    tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty), mask=row_ok)
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.arange(0, y.shape[1])
+    inside = (rows < INTER)[:, None] & (tokens < M)[None, :]
+    y_places = tokens[None, :] * INTER + rows[:, None]
+    tl.store(y_ptr + y_places, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-def norm_gate_up(x: Tensor, norm: Tensor, weight: Tensor, eps: float, *, overlap: bool) -> Tensor:
+def norm_gate_up(
+    x: Tensor, norm: Tensor, weight: Tensor, eps: float, launch: GemvLaunch | None
+) -> Tensor:
     inter, num_columns = weight.shape[0] // 2, weight.shape[1]
-    how = choose_gemv(inter, num_columns)
-    overlap = can_overlap(x, overlap=overlap)
-    y = torch.empty((1, inter), dtype=x.dtype, device=x.device)
+    how = launch or choose_gemv(inter, num_columns, len(x))
+    y = torch.empty((len(x), inter), dtype=x.dtype, device=x.device)
     norm_gate_up_kernel[(triton.cdiv(inter, how.block_n),)](
         x,
         norm,
         weight,
         y,
         eps,
+        M=len(x),
         INTER=inter,
         K=num_columns,
-        BLOCK_N=how.block_n,
-        BLOCK_K=how.block_k,
-        OVERLAP=overlap,
-        num_warps=how.num_warps,
-        launch_pdl=overlap,
+        **how.constants(num_columns, gpu_spec(x.device)),
     )
     return y

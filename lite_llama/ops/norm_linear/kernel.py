@@ -1,12 +1,16 @@
-"""norm_linear in Triton: the shared matrix-vector kernel, with the norm in its prologue."""
+"""norm_linear in Triton: the shared product kernel, with the norm in its prologue."""
 
 import torch
 from torch import Tensor
 
 from lite_llama.kernel_lib.decode_gemv import run_single
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 
 
-def norm_linear(x: Tensor, norm: Tensor, weight: Tensor, eps: float, *, overlap: bool) -> Tensor:
-    y = torch.empty((1, weight.shape[0]), dtype=torch.float32, device=x.device)
-    run_single(x, weight, y, norm=norm, eps=eps, overlap=overlap)
+def norm_linear(
+    x: Tensor, norm: Tensor, weight: Tensor, eps: float, launch: GemvLaunch | None
+) -> Tensor:
+    y = torch.empty((len(x), weight.shape[0]), dtype=torch.float32, device=x.device)
+    how = launch or choose_gemv(weight.shape[0], weight.shape[1], len(x))
+    run_single(x, weight, y, how, norm=norm, eps=eps)
     return y

@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lite_llama.kernel_lib.decode_gemv import can_overlap, choose_gemv, pair_products
+from lite_llama.kernel_lib.decode_gemv import pair_rows, products, split_pairs
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
+from lite_llama.kernel_lib.gpu import gpu_spec
 
 
 @triton.jit
@@ -21,46 +23,54 @@ def norm_qkv_kernel(
     k_ptr,
     v_ptr,
     eps,
+    M: tl.constexpr,
     NUM_Q: tl.constexpr,
     NUM_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     K: tl.constexpr,
-    BIAS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
+    PRELOAD: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """Grid ((NUM_Q + 2 NUM_KV) HEAD_DIM / 2 / BLOCK_N,)."""
     HALF: tl.constexpr = HEAD_DIM // 2
     NUM_PAIRS: tl.constexpr = (NUM_Q + 2 * NUM_KV) * HALF
     element = w_ptr.dtype.element_ty
-    pairs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    pair_ok = pairs < NUM_PAIRS
-    head = pairs // HALF
-    j = pairs % HALF
-    first_rows = head * HEAD_DIM + j
-    a, b = pair_products(
-        x_ptr, norm_ptr, w_ptr, first_rows, first_rows + HALF, pair_ok, eps,
-        K, BLOCK_N, BLOCK_K, NUM_PAIRS % BLOCK_N == 0, OVERLAP,
+    pairs, which = pair_rows(BLOCK_N, NUM_PAIRS)
+    rows = pairs // HALF * HEAD_DIM + pairs % HALF + which * HALF
+    y = products(
+        x_ptr, norm_ptr, w_ptr, rows, eps,
+        M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
     )  # fmt: skip
-    if BIAS:
-        a += tl.load(bias_ptr + first_rows, mask=pair_ok, other=0.0).to(tl.float32)
-        b += tl.load(bias_ptr + first_rows + HALF, mask=pair_ok, other=0.0).to(tl.float32)
-    a = a.to(element).to(tl.float32)
-    b = b.to(element).to(tl.float32)
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + rows).to(tl.float32)[:, None]
+    a, b = split_pairs(y.to(element).to(tl.float32))
+    pairs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    head = (pairs // HALF)[:, None]
+    j = (pairs % HALF)[:, None]
+    first_rows = head * HEAD_DIM + j
+    tokens = tl.arange(0, y.shape[1])[None, :]
+    real = (pairs < NUM_PAIRS)[:, None] & (tokens < M)
     # The position is read after the wait too: an earlier kernel of the chain may advance it.
-    angle_ptr = cos_sin_ptr + tl.load(positions_ptr) * HEAD_DIM + j
+    position = tl.load(positions_ptr + tokens, mask=tokens < M, other=0)
     is_value = head >= NUM_Q + NUM_KV
-    cos = tl.where(is_value, 1.0, tl.load(angle_ptr))
-    sin = tl.where(is_value, 0.0, tl.load(angle_ptr + HALF))
+    turned = real & (head < NUM_Q + NUM_KV)
+    angle_ptr = cos_sin_ptr + position * HEAD_DIM + j
+    cos = tl.load(angle_ptr, mask=turned, other=1.0)
+    sin = tl.load(angle_ptr + HALF, mask=turned, other=0.0)
     first = (a * cos - b * sin).to(element)
     second = (b * cos + a * sin).to(element)
-    slot = tl.load(slots_ptr).to(tl.int64)
-    is_query = pair_ok & (head < NUM_Q)
-    is_key = pair_ok & (head >= NUM_Q) & (head < NUM_Q + NUM_KV) & (slot >= 0)
-    is_value = pair_ok & is_value & (slot >= 0)
-    tl.store(q_ptr + first_rows, first, mask=is_query)
-    tl.store(q_ptr + first_rows + HALF, second, mask=is_query)
+    slot = tl.load(slots_ptr + tokens, mask=tokens < M, other=-1).to(tl.int64)
+    is_query = real & (head < NUM_Q)
+    is_key = turned & (head >= NUM_Q) & (slot >= 0)
+    is_value = real & is_value & (slot >= 0)
+    query_at = tokens * (NUM_Q * HEAD_DIM) + first_rows
+    tl.store(q_ptr + query_at, first, mask=is_query)
+    tl.store(q_ptr + query_at + HALF, second, mask=is_query)
     key_at = slot * (NUM_KV * HEAD_DIM) + first_rows - NUM_Q * HEAD_DIM
     tl.store(k_ptr + key_at, first, mask=is_key)
     tl.store(k_ptr + key_at + HALF, second, mask=is_key)
@@ -81,14 +91,13 @@ def norm_qkv(
     k_cache: Tensor,
     v_cache: Tensor,
     slot_mapping: Tensor,
-    overlap: bool,
+    launch: GemvLaunch | None,
 ) -> Tensor:
     num_rows, num_columns = weight.shape
     num_kv_heads, head_dim = k_cache.shape[2:]
     num_q_heads = num_rows // head_dim - 2 * num_kv_heads
-    how = choose_gemv(num_rows // 2, num_columns)
-    overlap = can_overlap(x, overlap=overlap)
-    q = torch.empty((1, num_q_heads, head_dim), dtype=x.dtype, device=x.device)
+    how = launch or choose_gemv(num_rows // 2, num_columns, len(x))
+    q = torch.empty((len(x), num_q_heads, head_dim), dtype=x.dtype, device=x.device)
     norm_qkv_kernel[(triton.cdiv(num_rows // 2, how.block_n),)](
         x,
         norm,
@@ -101,15 +110,11 @@ def norm_qkv(
         k_cache,
         v_cache,
         eps,
+        M=len(x),
         NUM_Q=num_q_heads,
         NUM_KV=num_kv_heads,
         HEAD_DIM=head_dim,
         K=num_columns,
-        BIAS=bias is not None,
-        BLOCK_N=how.block_n,
-        BLOCK_K=how.block_k,
-        OVERLAP=overlap,
-        num_warps=how.num_warps,
-        launch_pdl=overlap,
+        **how.constants(num_columns, gpu_spec(x.device)),
     )
     return q

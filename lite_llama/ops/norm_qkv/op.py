@@ -1,15 +1,16 @@
-"""RMS norm, query, key and value projections, rope and the cache write, for one token."""
+"""RMS norm, query, key and value projections, rope and the cache write, for a few tokens."""
 
 from torch import Tensor
 
 from lite_llama.kernel_lib.checks import (
     check,
+    check_few_rows_of,
     check_integer,
     check_rank,
-    check_row_of,
     check_same,
     check_shape,
 )
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.ops.norm_qkv import reference
 
 
@@ -25,17 +26,17 @@ def norm_qkv(
     k_cache: Tensor,
     v_cache: Tensor,
     slot_mapping: Tensor,
-    overlap: bool = False,
+    launch: GemvLaunch | None = None,
 ) -> Tensor:
-    """Queries [1, num_q_heads, head_dim] of one token; its keys and values go to their slot.
+    """Queries [M, num_q_heads, head_dim] of M tokens; their keys and values go to their slots.
 
-    x [1, hidden], norm [hidden], weight [(q + 2 kv) · head_dim, hidden] with query, key and value
-    rows in that order, bias of as many elements or None. cos_sin float32
-    [max_positions, head_dim], positions int64 [1]; caches
-    [num_blocks, block_size, num_kv_heads, head_dim], slot_mapping int64 [1] (−1: not written).
-    Norm, product and rope round as the separate operators do. `overlap` as in `linear_add`.
+    x [M, hidden], M at most 8, norm [hidden], weight [(q + 2 kv) · head_dim, hidden] with query,
+    key and value rows in that order, bias of as many elements or None. cos_sin float32
+    [max_positions, head_dim], positions int64 [M]; caches
+    [num_blocks, block_size, num_kv_heads, head_dim], slot_mapping int64 [M] (−1: not written).
+    Norm, product and rope round as the separate operators do. `launch` as in `linear_add`.
     """
-    check_row_of("x", x, "weight", weight)
+    check_few_rows_of("x", x, "weight", weight)
     check_shape("norm", norm, (x.shape[1],))
     check_same("norm", norm, "x", x)
     check_rank("k_cache", k_cache, 4)
@@ -53,13 +54,13 @@ def norm_qkv(
     check_shape("cos_sin", cos_sin, (cos_sin.shape[0], head_dim))
     for name, value in (("positions", positions), ("slot_mapping", slot_mapping)):
         check_integer(name, value)
-        check_shape(name, value, (1,))
+        check_shape(name, value, (x.shape[0],))
     if x.is_cuda:
         from lite_llama.ops.norm_qkv import kernel
 
         return kernel.norm_qkv(
             x, norm, weight, bias, eps, cos_sin=cos_sin, positions=positions, k_cache=k_cache,
-            v_cache=v_cache, slot_mapping=slot_mapping, overlap=overlap,
+            v_cache=v_cache, slot_mapping=slot_mapping, launch=launch,
         )  # fmt: skip
     return reference.norm_qkv(
         x, norm, weight, bias, eps, cos_sin=cos_sin, positions=positions, k_cache=k_cache,

@@ -1,16 +1,24 @@
+from dataclasses import replace
+
 import torch
 
+from lite_llama.kernel_lib.gemv_launch import choose_gemv
 from lite_llama.ops.linear_add import kernel
 
 CASES = {
     "2048x8192 bf16": lambda: _linear_add(2048, 8192),
+    "2048x8192 two tokens bf16": lambda: _linear_add(2048, 8192, tokens=2),
+    "2048x8192 eight tokens bf16": lambda: _linear_add(2048, 8192, tokens=8),
     "576x1536 with bias bf16": lambda: _linear_add(576, 1536, biased=True),
 }
 
 
-def _linear_add(rows: int, columns: int, *, biased: bool = False) -> None:
+def _linear_add(rows: int, columns: int, *, tokens: int = 1, biased: bool = False) -> None:
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
     bias = empty(rows) if biased else None
-    kernel.linear_add(empty(1, columns), empty(rows, columns), empty(1, rows), bias, overlap=True)
+    launch = replace(choose_gemv(rows, columns, tokens), overlap=0.0)
+    kernel.linear_add(
+        empty(tokens, columns), empty(rows, columns), empty(tokens, rows), bias, launch
+    )

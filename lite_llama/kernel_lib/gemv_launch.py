@@ -1,0 +1,63 @@
+"""How a product of a few tokens with a weight matrix is launched."""
+
+from dataclasses import dataclass
+
+from lite_llama.kernel_lib.gpu import GpuSpec
+
+MAX_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class GemvLaunch:
+    """How one product of the chain is launched.
+
+    `block_n` rows (or row pairs) a program, `block_k` columns a tile, `num_warps` warps.
+    `num_stages` 0: tiles pass through registers, a multiplication for each token; n > 0: through
+    shared memory, n tiles in flight, to the tensor cores.
+    `overlap` in [0, 1]: the next kernel may start when this share of a program's tiles is loaded;
+    −1: a plain launch that no kernel overlaps. `preload`: the first tile is loaded before the wait.
+    `prefetch` in [0, 1]: the share of a program's tiles asked into L2 before the wait.
+    """
+
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int = 0
+    overlap: float = -1.0
+    preload: bool = True
+    prefetch: float = 0.0
+
+    def constants(self, num_columns: int, gpu: GpuSpec) -> dict[str, int]:
+        """Constants of a kernel that calls `products` on a weight of `num_columns` columns."""
+        tiles = -(-num_columns // self.block_k)
+        overlap = self.overlap >= 0 and gpu.has_pdl
+        return {
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "STAGES": self.num_stages,
+            "OVERLAP": overlap,
+            "TRIGGER": int((tiles - 1) * max(self.overlap, 0.0)),
+            "PRELOAD": overlap and self.preload,
+            "PREFETCH": int(tiles * self.prefetch) if overlap else 0,
+            "num_warps": self.num_warps,
+            "launch_pdl": overlap,
+        }
+
+
+def choose_gemv(num_rows: int, num_columns: int, num_tokens: int) -> GemvLaunch:
+    """Launch for a weight of `num_rows` rows (or row pairs) and `num_columns` columns; pure.
+
+    Found on one H200 by search over whole chains of Llama-3.2-1B in bf16 (torch 2.11, Triton 3.6;
+    0.813 -> 0.767 ms a step): one row and one warp where rows are few, so that every SM has one;
+    two rows where there are many; eight for a head.
+    """
+    widest = 1 << (num_columns - 1).bit_length()
+    if num_tokens > 2:
+        return GemvLaunch(16, min(widest, 256), 4, num_stages=4, prefetch=1.0)
+    if num_rows >= 65536:
+        return GemvLaunch(8, min(widest, 512), 4)
+    if num_columns >= 4 * num_rows:
+        return GemvLaunch(2, min(widest, 1024), 2)
+    if num_rows <= 4096:
+        return GemvLaunch(1, min(widest, 1024), 1)
+    return GemvLaunch(2, min(widest, 1024), 4)

@@ -1,0 +1,35 @@
+"""Batch sizes and launches that every product of the decode chain is tested with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch
+
+_LAUNCHES = [
+    (1, GemvLaunch(8, 64, 1)),
+    (1, GemvLaunch(4, 32, 2, overlap=0.0)),
+    (2, GemvLaunch(8, 64, 2, overlap=0.5, preload=False, prefetch=1.0)),
+    (3, GemvLaunch(8, 128, 4, overlap=1.0, prefetch=0.5)),
+    (4, GemvLaunch(16, 64, 1)),
+    (4, GemvLaunch(16, 64, 4, num_stages=3, overlap=0.0, prefetch=1.0)),
+    (8, GemvLaunch(32, 32, 2, num_stages=2, overlap=0.6)),
+]
+
+
+def _named(num_tokens: int, launch: GemvLaunch) -> object:
+    how = f"{launch.num_stages} stages" if launch.num_stages else "registers"
+    return pytest.param(
+        num_tokens, launch, id=f"{num_tokens}-{launch.block_n}x{launch.block_k}-{how}"
+    )
+
+
+over_launches = pytest.mark.parametrize(
+    ("num_tokens", "launch"), [_named(*each) for each in _LAUNCHES]
+)
+
+
+def on(device: torch.device, launch: GemvLaunch) -> GemvLaunch:
+    """The launch as it runs there: the interpreter has no dependent launches."""
+    return launch if device.type == "cuda" else replace(launch, overlap=-1.0)
