@@ -1,8 +1,8 @@
 """Print, as JSON, how the chain's kernels order their loads around the wait, on sm_90.
 
 `python -m tests.compile.chain_order`: {case: [[weight loads, other loads] before the wait, after]}.
-Weights, and nothing else, are loaded with the evict-first hint, by which the disassembly tells
-them apart.
+Weights, and nothing else, are prefetched into L2, or loaded with the evict-first hint, by which the
+disassembly tells them apart. (After the wait, tensor cores get both by asynchronous copies.)
 """
 
 import json
@@ -41,9 +41,9 @@ def disassemble(cubin: bytes) -> str:
 
 
 def count_loads(text: str) -> tuple[int, int]:
-    """(evict-first loads, other loads) from global memory."""
-    loads = re.findall(r"LDG\.E(\S*)", text)
-    weights = sum(".EF" in load for load in loads)
+    """(prefetches and evict-first loads, other loads) from global memory."""
+    loads = re.findall(r"LDG(?:STS)?\.E\S*|CCTL\.E\.PF2", text)
+    weights = sum(".EF" in load or "PF2" in load for load in loads)
     return weights, len(loads) - weights
 
 
