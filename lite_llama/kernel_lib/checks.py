@@ -72,16 +72,12 @@ def check_unit_stride(name: str, x: Tensor) -> None:
 
 
 def check_few_rows_of(name: str, x: Tensor, weight_name: str, weight: Tensor) -> None:
-    """Require 1..MAX_TOKENS rows that a [out_features, in_features] matrix multiplies.
-
-    In float32 one row: tensor cores, which take several, would round it to 10 bits.
-    """
+    """Require 1..MAX_TOKENS rows that a [out_features, in_features] matrix multiplies."""
     check_rank(weight_name, weight, 2)
     check_rank(name, x, 2)
-    most = 1 if x.dtype == torch.float32 else MAX_TOKENS
     check(
-        1 <= x.shape[0] <= most and x.shape[1] == weight.shape[1],
-        lambda: f"{name} has shape {tuple(x.shape)}, expected (1..{most}, {weight.shape[1]})",
+        1 <= x.shape[0] <= MAX_TOKENS and x.shape[1] == weight.shape[1],
+        lambda: f"{name} has shape {tuple(x.shape)}, expected (1..{MAX_TOKENS}, {weight.shape[1]})",
     )
     check_float_up_to_32(name, x)
     check_same(weight_name, weight, name, x)

@@ -1,4 +1,4 @@
-"""Products of one token with a weight matrix, fused with what stands around them.
+"""Products of a few tokens with a weight matrix, fused with what stands around them.
 
 A decode step reads every weight once, so these kernels are a stream of weights with a little work
 attached. A program owns a few rows; before it waits for the kernel that makes its input
@@ -9,7 +9,11 @@ of an activation, and every write, is after it.
 
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch
+from lite_llama.kernel_lib.gpu import gpu_spec
 
 LINE_BYTES = tl.constexpr(128)
 
@@ -46,47 +50,157 @@ def products(
     w_ptr,
     rows,
     eps,
+    M: tl.constexpr,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
     TRIGGER: tl.constexpr,
     PRELOAD: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """w[rows] norm(x) of x [K], float32 [rows].
-
-    The norm's scale is known when x has been read, that is at the end, and is applied there.
-    """
+    """w[rows] norm(x)ᵀ of x [M, K], float32 [rows, tokens]; tokens beyond M repeat or are 0."""
     columns = tl.arange(0, BLOCK_K)
     row_ptr = w_ptr + rows.to(tl.int64) * K
     tile_ptr = row_ptr[:, None] + columns[None, :]
     if OVERLAP and TRIGGER == 0:
         gdc_launch_dependents()
-    if PRELOAD:
+    if PRELOAD and STAGES == 0:
         tile = load_tile(tile_ptr, columns, K, BLOCK_K)
-    PRELOADED: tl.constexpr = BLOCK_K if PRELOAD else 0
+    PRELOADED: tl.constexpr = BLOCK_K if PRELOAD and STAGES == 0 else 0
     if PREFETCH * BLOCK_K > PRELOADED:
         prefetch_columns(row_ptr, K, PRELOADED, min(K, PREFETCH * BLOCK_K))
     if OVERLAP:
         gdc_wait()
-    if not PRELOAD:
+    if not PRELOAD and STAGES == 0:
         tile = load_tile(tile_ptr, columns, K, BLOCK_K)
-    sums = tl.zeros(tile.shape, tl.float32)
-    squares = tl.zeros((BLOCK_K,), tl.float32)
+    if STAGES == 0:
+        y = _products_in_registers(
+            x_ptr, norm_ptr, tile_ptr, tile, eps, M, K, BLOCK_K, OVERLAP, TRIGGER
+        )
+    else:
+        y = _products_on_tensor_cores(
+            x_ptr, norm_ptr, tile_ptr, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER
+        )
+    return y
+
+
+@triton.jit
+def _products_in_registers(
+    x_ptr,
+    norm_ptr,
+    tile_ptr,
+    tile,
+    eps,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
+):
+    """The first tile is there already."""
+    TOKENS: tl.constexpr = triton.next_power_of_2(M)
+    columns = tl.arange(0, BLOCK_K)
+    scales = (1.0,) * TOKENS
+    if norm_ptr is not None:
+        scales = scales[:0]
+        for i in tl.static_range(TOKENS):
+            scales += (_norm_scale(x_ptr + min(i, M - 1) * K, eps, K),)
+    sums = (tl.zeros(tile.shape, tl.float32),) * TOKENS
     for start in tl.static_range(0, K, BLOCK_K):
         k = columns + start
         if start > 0:
             tile = load_tile(tile_ptr + start, k, K, BLOCK_K)
         if OVERLAP and TRIGGER > 0 and start == TRIGGER * BLOCK_K:
             gdc_launch_dependents()
-        x = tl.load(x_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+        wide = tile.to(tl.float32)
         if norm_ptr is not None:
-            squares += x * x
-            x *= tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-        sums += tile.to(tl.float32) * x[None, :]
-    y = tl.sum(sums, 1)
-    if norm_ptr is not None:
-        y *= tl.rsqrt(tl.sum(squares) / K + eps)
+            norm = tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+        new_sums = sums[:0]
+        for i in tl.static_range(TOKENS):
+            token_ptr = x_ptr + min(i, M - 1) * K + k
+            x = tl.load(token_ptr, mask=k < K, other=0.0)
+            if norm_ptr is not None:
+                x = (x.to(tl.float32) * scales[i] * norm).to(x.dtype)
+            new_sums += (sums[i] + wide * x.to(tl.float32)[None, :],)
+        sums = new_sums
+    if TOKENS == 1:
+        y = tl.sum(sums[0], 1)[:, None]
+    elif TOKENS == 2:
+        y = tl.join(tl.sum(sums[0], 1), tl.sum(sums[1], 1))
+    else:
+        tl.static_assert(TOKENS == 4, "in registers: at most four tokens")
+        even = tl.join(tl.sum(sums[0], 1), tl.sum(sums[2], 1))
+        odd = tl.join(tl.sum(sums[1], 1), tl.sum(sums[3], 1))
+        y = tl.join(even, odd).reshape(tile.shape[0], 4)
+    return y
+
+
+@triton.jit
+def _norm_scale(x_ptr, eps, K: tl.constexpr):
+    """1 / sqrt(mean(x²) + eps) of x [K]."""
+    BLOCK: tl.constexpr = triton.next_power_of_2(K)
+    columns = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+    return tl.rsqrt(tl.sum(x * x) / K + eps)
+
+
+@triton.jit
+def _norm_scales(token_ptr, real, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """1 / sqrt(mean(x²) + eps) of some tokens, [tokens, 1]."""
+    squares = 0.0
+    for start in tl.static_range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        x = tl.load(token_ptr + k[None, :], mask=real & (k < K)[None, :], other=0.0).to(tl.float32)
+        squares += x * x
+    return tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
+
+
+@triton.jit
+def _products_on_tensor_cores(
+    x_ptr,
+    norm_ptr,
+    tile_ptr,
+    eps,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
+):
+    """Rows of the weight are the rows of the tensor cores' tile, tokens its few columns."""
+    TOKENS: tl.constexpr = 8
+    element = x_ptr.dtype.element_ty
+    PRECISION: tl.constexpr = "ieee" if element == tl.float32 else "tf32"
+    # The norm's scale is known when x has been read, and is applied to the result: one pass over x.
+    # In float16 x without its scale may overflow: two passes.
+    SCALE_FIRST: tl.constexpr = norm_ptr is not None and element == tl.float16
+    SCALE_LAST: tl.constexpr = norm_ptr is not None and element != tl.float16
+    columns = tl.arange(0, BLOCK_K)
+    tokens = tl.arange(0, TOKENS)
+    token_ptr = x_ptr + tokens[:, None] * K
+    real = (tokens < M)[:, None]
+    if SCALE_FIRST:
+        scale = _norm_scales(token_ptr, real, eps, K, BLOCK_K)
+    squares = tl.zeros((TOKENS, BLOCK_K), tl.float32)
+    y = tl.zeros((tile_ptr.shape[0], TOKENS), tl.float32)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        k = columns + start
+        if OVERLAP and TRIGGER > 0 and start == TRIGGER * BLOCK_K:
+            gdc_launch_dependents()
+        tile = load_tile(tile_ptr + start, k, K, BLOCK_K)
+        x = tl.load(token_ptr + k[None, :], mask=real & (k < K)[None, :], other=0.0)
+        if norm_ptr is not None:
+            wide = x.to(tl.float32)
+            if SCALE_LAST:
+                squares += wide * wide
+            if SCALE_FIRST:
+                wide *= scale
+            x = (wide * tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)).to(x.dtype)
+        y = tl.dot(tile, x.T, y, input_precision=PRECISION)
+    if SCALE_LAST:
+        y *= tl.rsqrt(tl.sum(squares, 1) / K + eps)[None, :]
     return y
 
 
@@ -99,40 +213,73 @@ def single_kernel(
     residual_ptr,
     y_ptr,
     eps,
+    M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
     TRIGGER: tl.constexpr,
     PRELOAD: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """y [N] = w norm(x) + bias, and + residual where given; grid (N / BLOCK_N,)."""
+    """y [M, N] = norm(x) wᵀ + bias, and + residual where ADD; grid (N / BLOCK_N,)."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_ok = rows < N
     y = products(
         x_ptr, norm_ptr, w_ptr, tl.where(row_ok, rows, 0), eps,
-        K, BLOCK_K, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
+        M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
     )  # fmt: skip
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + rows, mask=row_ok, other=0.0).to(tl.float32)
+        y += tl.load(bias_ptr + rows, mask=row_ok, other=0.0).to(tl.float32)[:, None]
     # Rounded as the separate product would be, before the sum.
     y = y.to(w_ptr.dtype.element_ty)
+    tokens = tl.arange(0, y.shape[1])
+    places = tokens[None, :] * N + rows[:, None]
+    inside = row_ok[:, None] & (tokens < M)[None, :]
     if residual_ptr is not None:
-        y = y.to(tl.float32) + tl.load(residual_ptr + rows, mask=row_ok, other=0.0).to(tl.float32)
-    tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty), mask=row_ok)
+        y = y.to(tl.float32) + tl.load(residual_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def pair_rows(BLOCK_N: tl.constexpr, NUM_PAIRS: tl.constexpr):
-    """(pair, 0 or 1) of each of a program's 2 BLOCK_N rows; past the end: those of pair 0."""
+    """(pair, 0 or 1, whether there is such a pair) of each of a program's 2 BLOCK_N rows."""
     places = tl.arange(0, 2 * BLOCK_N)
     pairs = tl.program_id(0) * BLOCK_N + places // 2
     return tl.where(pairs < NUM_PAIRS, pairs, 0), places % 2
 
 
 @triton.jit
-def split_pairs(y, BLOCK_N: tl.constexpr):
-    """First and second rows of pairs that lie side by side: [2 BLOCK_N] -> two [BLOCK_N]."""
-    return tl.split(y.reshape(BLOCK_N, 2))
+def split_pairs(y):
+    """First and second rows of pairs that lie side by side: [2 n, tokens] -> two [n, tokens]."""
+    return tl.split(y.reshape(y.shape[0] // 2, 2, y.shape[1]).permute(0, 2, 1))
+
+
+def run_single(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    how: GemvLaunch,
+    *,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> None:
+    """Launch `single_kernel`: x [M, K], weight [N, K], y [M, N]."""
+    num_rows, num_columns = weight.shape
+    single_kernel[(triton.cdiv(num_rows, how.block_n),)](
+        x,
+        norm,
+        weight,
+        bias,
+        residual,
+        y,
+        eps,
+        M=len(x),
+        N=num_rows,
+        K=num_columns,
+        **how.constants(num_columns, gpu_spec(x.device)),
+    )

@@ -8,7 +8,6 @@ wrote, and no kernel in it is launched without that wait, so the order of the ch
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from lite_llama import ops
@@ -56,7 +55,7 @@ def fits(decoder: Decoder, num_tokens: int) -> bool:
     for block in decoder.blocks:
         linears += [block.attention.qkv, block.attention.o, block.mlp.gate_up, block.mlp.down]
     return (
-        num_tokens <= (1 if decoder.dtype == torch.float32 else MAX_TOKENS)
+        num_tokens <= MAX_TOKENS
         and isinstance(decoder.embedding, Tensor)
         and decoder.embedding.is_cuda
         and all(

@@ -33,7 +33,7 @@ def test_residual_and_product_add_up(
     if bias is not None:
         want += bias.double()
     poison_new_outputs(monkeypatch)
-    got = kernel.linear_add(x, weight, residual, bias, on(device, dtype, launch))
+    got = kernel.linear_add(x, weight, residual, bias, on(device, launch))
     assert_close_to_reference(
         got,
         want,

@@ -30,7 +30,7 @@ def test_gated_products_equal_the_reference(
     want = reference.norm_gate_up(x.double(), norm.double(), weight.double(), 1e-5)
     plain = reference.norm_gate_up(x, norm, weight, 1e-5)
     poison_new_outputs(monkeypatch)
-    got = kernel.norm_gate_up(x, norm, weight, 1e-5, on(device, dtype, launch))
+    got = kernel.norm_gate_up(x, norm, weight, 1e-5, on(device, launch))
     assert_close_to_reference(got, want, FUSED, plain if dtype != torch.float32 else None)
 
 

@@ -17,7 +17,7 @@ def linear_add(
 ) -> Tensor:
     """residual + (x Wᵀ + bias): x [M, in_features], weight [out_features, in_features].
 
-    M is at most 16; residual and result [M, out_features]; all of one dtype, float32
+    M is at most 8; residual and result [M, out_features]; all of one dtype, float32
     inside, the product rounded once before the sum. `launch` says how; None: as fits the shape,
     and alone. One with `overlap` >= 0 is a programmatic dependent where the GPU has that: it reads
     weights while the kernel before it still runs, which must not write them.

@@ -17,7 +17,7 @@ def norm_gate_up(
 ) -> Tensor:
     """swiglu(rms_norm(x, norm, eps) Wᵀ): x [M, hidden], weight [2 · inter, hidden], gate first.
 
-    M is at most 16. Returns [M, inter] in x's dtype; gate and up are rounded to it before the
+    M is at most 8. Returns [M, inter] in x's dtype; gate and up are rounded to it before the
     activation, as separate products would be. `launch` as in `linear_add`.
     """
     check_few_rows_of("x", x, "weight", weight)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lite_llama.kernel_lib.decode_products import run_single
+from lite_llama.kernel_lib.decode_gemv import run_single
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 
 

@@ -17,7 +17,7 @@ def norm_linear(
 ) -> Tensor:
     """rms_norm(x, norm, eps) Wᵀ: x [M, in_features], weight [out_features, in_features].
 
-    M is at most 16. Returns float32 [M, out_features], rounded to x's dtype as a separate product
+    M is at most 8. Returns float32 [M, out_features], rounded to x's dtype as a separate product
     would be. `launch` as in `linear_add`.
     """
     check_few_rows_of("x", x, "weight", weight)

@@ -1,7 +1,4 @@
-"""norm_qkv in Triton, for one token.
-
-A program owns a few rotary pairs: rows j and j + head_dim / 2 of a head.
-"""
+"""norm_qkv in Triton: a program owns a few rotary pairs, rows j and j + head_dim / 2 of a head."""
 
 import torch
 import triton
@@ -11,7 +8,6 @@ from torch import Tensor
 from lite_llama.kernel_lib.decode_gemv import pair_rows, products, split_pairs
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 from lite_llama.kernel_lib.gpu import gpu_spec
-from lite_llama.ops.norm_qkv import mma
 
 
 @triton.jit
@@ -27,12 +23,14 @@ def norm_qkv_kernel(
     k_ptr,
     v_ptr,
     eps,
+    M: tl.constexpr,
     NUM_Q: tl.constexpr,
     NUM_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     K: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
     TRIGGER: tl.constexpr,
     PRELOAD: tl.constexpr,
@@ -46,29 +44,33 @@ def norm_qkv_kernel(
     rows = pairs // HALF * HEAD_DIM + pairs % HALF + which * HALF
     y = products(
         x_ptr, norm_ptr, w_ptr, rows, eps,
-        K, BLOCK_K, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
+        M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
     )  # fmt: skip
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + rows).to(tl.float32)
-    a, b = split_pairs(y.to(element).to(tl.float32), BLOCK_N)
+        y += tl.load(bias_ptr + rows).to(tl.float32)[:, None]
+    a, b = split_pairs(y.to(element).to(tl.float32))
     pairs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    real = pairs < NUM_PAIRS
-    head = pairs // HALF
-    j = pairs % HALF
+    head = (pairs // HALF)[:, None]
+    j = (pairs % HALF)[:, None]
     first_rows = head * HEAD_DIM + j
+    tokens = tl.arange(0, y.shape[1])[None, :]
+    real = (pairs < NUM_PAIRS)[:, None] & (tokens < M)
     # The position is read after the wait too: an earlier kernel of the chain may advance it.
-    angle_ptr = cos_sin_ptr + tl.load(positions_ptr) * HEAD_DIM + j
+    position = tl.load(positions_ptr + tokens, mask=tokens < M, other=0)
+    is_value = head >= NUM_Q + NUM_KV
     turned = real & (head < NUM_Q + NUM_KV)
+    angle_ptr = cos_sin_ptr + position * HEAD_DIM + j
     cos = tl.load(angle_ptr, mask=turned, other=1.0)
     sin = tl.load(angle_ptr + HALF, mask=turned, other=0.0)
     first = (a * cos - b * sin).to(element)
     second = (b * cos + a * sin).to(element)
-    slot = tl.load(slots_ptr).to(tl.int64)
+    slot = tl.load(slots_ptr + tokens, mask=tokens < M, other=-1).to(tl.int64)
     is_query = real & (head < NUM_Q)
     is_key = turned & (head >= NUM_Q) & (slot >= 0)
-    is_value = real & (head >= NUM_Q + NUM_KV) & (slot >= 0)
-    tl.store(q_ptr + first_rows, first, mask=is_query)
-    tl.store(q_ptr + first_rows + HALF, second, mask=is_query)
+    is_value = real & is_value & (slot >= 0)
+    query_at = tokens * (NUM_Q * HEAD_DIM) + first_rows
+    tl.store(q_ptr + query_at, first, mask=is_query)
+    tl.store(q_ptr + query_at + HALF, second, mask=is_query)
     key_at = slot * (NUM_KV * HEAD_DIM) + first_rows - NUM_Q * HEAD_DIM
     tl.store(k_ptr + key_at, first, mask=is_key)
     tl.store(k_ptr + key_at + HALF, second, mask=is_key)
@@ -96,8 +98,7 @@ def norm_qkv(
     num_q_heads = num_rows // head_dim - 2 * num_kv_heads
     how = launch or choose_gemv(num_rows // 2, num_columns, len(x))
     q = torch.empty((len(x), num_q_heads, head_dim), dtype=x.dtype, device=x.device)
-    kernel = mma.norm_qkv_kernel if how.num_stages else norm_qkv_kernel
-    kernel[(triton.cdiv(num_rows // 2, how.block_n),)](
+    norm_qkv_kernel[(triton.cdiv(num_rows // 2, how.block_n),)](
         x,
         norm,
         weight,
@@ -109,10 +110,11 @@ def norm_qkv(
         k_cache,
         v_cache,
         eps,
+        M=len(x),
         NUM_Q=num_q_heads,
         NUM_KV=num_kv_heads,
         HEAD_DIM=head_dim,
         K=num_columns,
-        **how.constants(len(x), num_columns, gpu_spec(x.device)),
+        **how.constants(num_columns, gpu_spec(x.device)),
     )
     return q

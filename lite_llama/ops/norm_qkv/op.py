@@ -30,7 +30,7 @@ def norm_qkv(
 ) -> Tensor:
     """Queries [M, num_q_heads, head_dim] of M tokens; their keys and values go to their slots.
 
-    x [M, hidden], M at most 16, norm [hidden], weight [(q + 2 kv) · head_dim, hidden] with query,
+    x [M, hidden], M at most 8, norm [hidden], weight [(q + 2 kv) · head_dim, hidden] with query,
     key and value rows in that order, bias of as many elements or None. cos_sin float32
     [max_positions, head_dim], positions int64 [M]; caches
     [num_blocks, block_size, num_kv_heads, head_dim], slot_mapping int64 [M] (−1: not written).
