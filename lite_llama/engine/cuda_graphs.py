@@ -9,6 +9,7 @@ first needed and share one memory pool.
 import torch
 from torch import Tensor
 
+from lite_llama import ops
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.request import Request
@@ -34,17 +35,25 @@ class DecodeGraphs:
         # A copy to the device reads its source later: two sources take turns, and a step is
         # launched only after the one before the last has been read back.
         self._staging = [
-            torch.zeros((_NUM_FIELDS, rows), dtype=torch.int64, pin_memory=True) for _ in range(2)
+            torch.zeros((_NUM_FIELDS - 1, rows), dtype=torch.int64, pin_memory=True)
+            for _ in range(2)
         ]
         self._turn = 0
         self._table_owner: list[tuple[str, int]] = []
-        self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        # By size, and whether the greedy token is drawn within the graph.
+        self._recorded: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._drawn: Tensor | None = None  # what the last graph left in the token field
         self._pool = torch.cuda.graph_pool_handle()
 
     def launch(
-        self, requests: list[Request], positions: list[int], token_ids: list[int] | Tensor
+        self,
+        requests: list[Request],
+        positions: list[int],
+        token_ids: list[int] | Tensor,
+        *,
+        greedy: bool = False,
     ) -> Tensor:
-        """Compute one token of each request: logits float32 [n, vocab].
+        """Compute one token of each request: logits float32 [n, vocab], or the likeliest int64 [n].
 
         `token_ids` and `positions` of those tokens. Ids may still be on the device, int64 [n]:
         drawn by a step that the host has not read. The result is overwritten by the next launch
@@ -52,21 +61,22 @@ class DecodeGraphs:
         """
         count = len(requests)
         size = next(size for size in self._sizes if size >= count)
-        if size not in self._recorded:
-            self._recorded[size] = self._record(size)
+        if (size, greedy) not in self._recorded:
+            self._recorded[size, greedy] = self._record(size, greedy=greedy)
+            self._drawn = None
         self._write_table(requests)
-        if isinstance(token_ids, Tensor):
-            self._write_fields(requests, positions, [0] * count, size)
-            self._fields[0, :count] = token_ids
-        else:
-            self._write_fields(requests, positions, token_ids, size)
-        graph, logits = self._recorded[size]
+        self._write_fields(requests, positions, size)
+        if token_ids is not self._drawn:
+            if not isinstance(token_ids, Tensor):
+                token_ids = torch.tensor(token_ids).pin_memory()
+            self._fields[0, :count].copy_(token_ids, non_blocking=True)
+        graph, result = self._recorded[size, greedy]
         graph.replay()
-        return logits[:count]
+        result = result[:count]
+        self._drawn = result if greedy else None
+        return result
 
-    def _write_fields(
-        self, requests: list[Request], positions: list[int], token_ids: list[int], size: int
-    ) -> None:
+    def _write_fields(self, requests: list[Request], positions: list[int], size: int) -> None:
         block_size = self._plan.block_size
         padding = size - len(requests)
         slots = [
@@ -76,13 +86,12 @@ class DecodeGraphs:
         staging = self._staging[self._turn]
         self._turn = 1 - self._turn
         rows = [
-            token_ids + [0] * padding,
             positions + [0] * padding,
             slots + [-1] * padding,
             [position + 1 for position in positions] + [0] * padding,
         ]
         staging[:, :size] = torch.tensor(rows)
-        self._fields.copy_(staging, non_blocking=True)
+        self._fields[1:].copy_(staging, non_blocking=True)
 
     def _write_table(self, requests: list[Request]) -> None:
         owner = [(request.request_id, len(request.blocks)) for request in requests]
@@ -93,21 +102,29 @@ class DecodeGraphs:
         rows = [request.blocks + [0] * (width - len(request.blocks)) for request in requests]
         self._table[: len(rows), :width] = torch.tensor(rows, dtype=torch.int32)
 
-    def _record(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _record(self, size: int, *, greedy: bool = False) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         # Kernels compile, and their scratch buffers appear, before the recording.
         self._fields[:, :size].zero_()
         self._fields[2, :size] = -1
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._forward(size)
+            self._forward(size, greedy=greedy)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._forward(size)
-        return graph, logits
+            result = self._forward(size, greedy=greedy)
+        return graph, result
 
-    def _forward(self, size: int) -> Tensor:
+    def _forward(self, size: int, *, greedy: bool) -> Tensor:
+        logits = self._logits(size)
+        if not greedy:
+            return logits
+        tokens = ops.argmax(logits)[1]
+        self._fields[0, :size].copy_(tokens)  # where the next step reads them
+        return tokens
+
+    def _logits(self, size: int) -> Tensor:
         token_ids, positions, slots, lengths = (field[:size] for field in self._fields)
         inputs = ForwardBatch(
             token_ids=token_ids,

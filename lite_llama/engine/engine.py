@@ -165,9 +165,11 @@ class Engine:
             scheduled.request.num_computed_tokens + scheduled.num_new_tokens
             for scheduled in launched.planned
         ]
+        source, greedy = launched.tokens.source, sampler.is_greedy(requests)
         with torch.inference_mode():
-            logits = graphs.launch(requests, positions, launched.tokens.source)
-            tokens = sampler.sample(logits, requests, ahead=1)
+            tokens = graphs.launch(requests, positions, source, greedy=greedy)
+            if not greedy:
+                tokens = sampler.sample(tokens, requests, ahead=1)
         planned = [Scheduled(request, 1) for request in requests]
         return _Launched(planned, requests, _ReadBack(tokens), {})
 

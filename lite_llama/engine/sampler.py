@@ -28,9 +28,14 @@ def sample(
     _apply_penalties(logits, requests)
     if masks:
         _apply_masks(logits, masks)
-    if all(request.params.temperature == 0 for request in requests):
+    if is_greedy(requests):
         return ops.argmax(logits)[1]
     return ops.sample(logits, _rows(requests, logits.device, ahead))
+
+
+def is_greedy(requests: Sequence[Request]) -> bool:
+    """Whether every row's token is its likeliest."""
+    return all(request.params.temperature == 0 for request in requests)
 
 
 def logprobs_of(

@@ -1,4 +1,4 @@
-"""One token of a few sequences through the decoder in five fused kernels a layer.
+"""One token of a few sequences through the decoder in five or six fused kernels a layer.
 
 The same computation as `Decoder.forward` for a small batch of decoding sequences, rounded at the
 same places, as a chain of programmatic dependent launches: each kernel loads its first weights
@@ -105,9 +105,23 @@ def _queries(
     block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache, launch: GemvLaunch
 ) -> Tensor:
     attention, norm = block.attention, block.attention_norm
-    if attention.q_norm is not None:
+    if attention.q_norm is not None and attention.k_norm is not None:
         # A head's norm needs all its rows, which the programs of norm_qkv share out.
-        return attention.project(norm(x), batch, cache)
+        qkv = ops.norm_linear(
+            x, norm.weight, _values(attention.qkv), norm.eps, attention.qkv.bias, launch=launch
+        )
+        return ops.norm_rope_write(
+            qkv,
+            attention.q_norm.weight,
+            attention.k_norm.weight,
+            attention.q_norm.eps,
+            cos_sin=attention.cos_sin,
+            positions=batch.positions,
+            k_cache=cache.k,
+            v_cache=cache.v,
+            slot_mapping=batch.slot_mapping,
+            overlap=True,
+        )
     return ops.norm_qkv(
         x,
         norm.weight,

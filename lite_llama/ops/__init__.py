@@ -18,6 +18,7 @@ from lite_llama.ops.linear_add.op import linear_add
 from lite_llama.ops.norm_gate_up.op import norm_gate_up
 from lite_llama.ops.norm_linear.op import norm_linear
 from lite_llama.ops.norm_qkv.op import norm_qkv
+from lite_llama.ops.norm_rope_write.op import norm_rope_write
 from lite_llama.ops.repeat_kv.op import repeat_kv
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope
@@ -45,6 +46,7 @@ __all__ = [
     "norm_gate_up",
     "norm_linear",
     "norm_qkv",
+    "norm_rope_write",
     "repeat_kv",
     "rms_norm",
     "rope",

@@ -24,9 +24,10 @@ def test_logits_equal_the_reference(
 ) -> None:
     x, norm = (random(*s, dtype=dtype, device=device) for s in ((num_tokens, hidden), (hidden,)))
     weight = random(rows, hidden, dtype=dtype, device=device, scale=hidden**-0.5)
-    want = reference.norm_linear(x.double(), norm.double(), weight.double(), 1e-5)
+    bias = random(rows, dtype=dtype, device=device)
+    want = reference.norm_linear(x.double(), norm.double(), weight.double(), 1e-5, bias.double())
     poison_new_outputs(monkeypatch)
-    got = kernel.norm_linear(x, norm, weight, 1e-5, on(device, launch))
+    got = kernel.norm_linear(x, norm, weight, 1e-5, bias, on(device, launch))
     assert got.dtype == torch.float32
     # Rounded to the weight's dtype, then widened: its tolerance is that dtype's.
     assert nmse(got, want) <= FUSED[dtype]

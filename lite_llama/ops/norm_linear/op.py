@@ -12,10 +12,11 @@ def norm_linear(
     norm: Tensor,
     weight: Tensor,
     eps: float,
+    bias: Tensor | None = None,
     *,
     launch: GemvLaunch | None = None,
 ) -> Tensor:
-    """rms_norm(x, norm, eps) Wᵀ: x [M, in_features], weight [out_features, in_features].
+    """rms_norm(x, norm, eps) Wᵀ + bias: x [M, in_features], weight [out_features, in_features].
 
     M is at most 8. Returns float32 [M, out_features], rounded to x's dtype as a separate product
     would be. `launch` as in `linear_add`.
@@ -23,8 +24,11 @@ def norm_linear(
     check_few_rows_of("x", x, "weight", weight)
     check_shape("norm", norm, (x.shape[1],))
     check_same("norm", norm, "x", x)
+    if bias is not None:
+        check_shape("bias", bias, (weight.shape[0],))
+        check_same("bias", bias, "x", x)
     if x.is_cuda:
         from lite_llama.ops.norm_linear import kernel
 
-        return kernel.norm_linear(x, norm, weight, eps, launch)
-    return reference.norm_linear(x, norm, weight, eps)
+        return kernel.norm_linear(x, norm, weight, eps, bias, launch)
+    return reference.norm_linear(x, norm, weight, eps, bias)

@@ -17,4 +17,6 @@ def _norm_linear(rows: int, columns: int, *, tokens: int = 1) -> None:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
     launch = replace(choose_gemv(rows, columns, tokens), overlap=0.0)
-    kernel.norm_linear(empty(tokens, columns), empty(columns), empty(rows, columns), 1e-5, launch)
+    kernel.norm_linear(
+        empty(tokens, columns), empty(columns), empty(rows, columns), 1e-5, None, launch
+    )
