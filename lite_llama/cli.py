@@ -297,11 +297,11 @@ def serve(
     ] = None,
 ) -> None:
     """Serve an OpenAI-compatible API, and a chat page at /."""
-    keys = [*(api_key or ()), *_keys_in(api_key_file)]
     _log_to_stderr()
     phases_started = time.perf_counter()
-    from lite_llama.server.config import ServeConfig
+    from lite_llama.server.config import ServeConfig, read_keys
 
+    keys = [*(api_key or ()), *read_keys(api_key_file)]
     config = ServeConfig(
         host=host,
         port=port,
@@ -333,17 +333,6 @@ def serve(
         "device": device,
     }
     sys.exit(run_server(model, config, settings, phases))
-
-
-def _keys_in(path: Path | None) -> list[str]:
-    """The keys of a file, one a line; blank lines are skipped."""
-    if path is None:
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the keys in {path}: {error}") from None
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _log_to_stderr() -> None:

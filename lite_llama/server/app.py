@@ -55,13 +55,50 @@ class Route:
     handle: Handler
 
 
+class Guard:
+    """Who may ask: checks Host, Origin and API key."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._is_loopback = config.is_loopback
+        self._local_names = _LOCAL_NAMES | set(config.allowed_hosts)
+        self._keys = Keys(config.api_keys)
+
+    def admit(self, request: Request) -> str:
+        """The caller's cache salt; Problem 401 or 403 if it may not ask."""
+        self._check_origin(request)
+        return self._authorise(request)
+
+    def _check_origin(self, request: Request) -> None:
+        """Against DNS rebinding, and pages of other sites that call a local server."""
+        host = request.headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname if host else None
+        if self._is_loopback and name not in self._local_names:
+            raise Problem(403, "this Host is not served here; see --allowed-host")
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise Problem(403, "requests from pages of other sites are refused")
+
+    def _authorise(self, request: Request) -> str:
+        """The caller's cache salt; Problem 401 if it has no key where one is needed."""
+        if not self._keys or request.scope["path"] in _OPEN_PATHS:
+            return ""
+        salt = self._keys.salt_of(_key_of(request))
+        if salt is None:
+            raise Problem(
+                401,
+                "a valid API key is needed: send Authorization: Bearer <key>",
+                code="invalid_api_key",
+                headers={"www-authenticate": 'Basic realm="lite_llama", charset="UTF-8"'},
+            )
+        return salt if len(self._keys) > 1 else ""
+
+
 class App:
     """Checks, dispatches and logs each request."""
 
     def __init__(self, service: Service, config: ServeConfig) -> None:
         self.service = service
-        self.config = config
-        self.keys = Keys(config.api_keys)
+        self._guard = Guard(config)
         self.routes: Mapping[str, Route] = {
             "/": Route("GET", _page),
             "/health": Route("GET", _health),
@@ -120,8 +157,7 @@ class App:
 
     async def _answer(self, request: Request, caller: Caller) -> Response:
         try:
-            self._check_origin(request)
-            salt = self._authorise(request)
+            salt = self._guard.admit(request)
             route = self.routes.get(request.scope["path"])
             if route is None:
                 raise Problem(404, "there is no such route")
@@ -132,30 +168,6 @@ class App:
             return await route.handle(self.service, request, Caller(caller.arrived, salt))
         except Problem as problem:
             return problem_response(problem)
-
-    def _check_origin(self, request: Request) -> None:
-        """Against DNS rebinding, and pages of other sites that call a local server."""
-        host = request.headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if host else None
-        if self.config.is_loopback and name not in _LOCAL_NAMES | set(self.config.allowed_hosts):
-            raise Problem(403, "this Host is not served here; see --allowed-host")
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            raise Problem(403, "requests from pages of other sites are refused")
-
-    def _authorise(self, request: Request) -> str:
-        """The caller's cache salt; Problem 401 if it has no key where one is needed."""
-        if not self.keys or request.scope["path"] in _OPEN_PATHS:
-            return ""
-        salt = self.keys.salt_of(_key_of(request))
-        if salt is None:
-            raise Problem(
-                401,
-                "a valid API key is needed: send Authorization: Bearer <key>",
-                code="invalid_api_key",
-                headers={"www-authenticate": 'Basic realm="lite_llama", charset="UTF-8"'},
-            )
-        return salt if len(self.keys) > 1 else ""
 
 
 def _key_of(request: Request) -> str:

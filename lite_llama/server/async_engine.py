@@ -10,11 +10,13 @@ in a step ends the requests of that step, and only repeated ones, or a lost devi
 """
 
 import asyncio
+import contextlib
+import faulthandler
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -31,6 +33,8 @@ from lite_llama.text.tokenizer import Tokenizer
 
 # An idle engine thread wakes so often, to show that it lives.
 IDLE_PROBE_S = 2.0
+# So often is looked whether a step hangs.
+_WATCH_INTERVAL_S = 1.0
 # So many failed steps in a row, and the engine counts as broken.
 MAX_FAILED_STEPS = 3
 # After a failed batch, the log names the cause and the clients this.
@@ -185,7 +189,7 @@ class AsyncEngine:
         """Seconds since the engine thread last began a step or an idle probe."""
         return time.monotonic() - self._heartbeat
 
-    @contextmanager
+    @contextlib.contextmanager
     def reserve(self, num_sequences: int) -> Iterator[None]:
         """Count a request as admitted for as long as the context lasts; enter it before
         tokenizing. Raises the 503 of a server that is full or ending."""
@@ -255,6 +259,16 @@ class AsyncEngine:
 
         self._send(end)
         await asyncio.to_thread(self._thread.join, 5.0)
+
+    async def watch(self, step_timeout_s: float) -> str:
+        """Wait until the engine has died or a step hangs; why. Every request has ended then."""
+        while not self.died.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.died.wait(), _WATCH_INTERVAL_S)
+            if self.is_busy and self.silence_s > step_timeout_s:
+                faulthandler.dump_traceback(sys.stderr)
+                self.declare_dead(f"a step took over {self.silence_s:.0f} s")
+        return str(self.death)
 
     def declare_dead(self, reason: str) -> None:
         """End every request and admit no more; whoever runs the server waits for `died`."""
