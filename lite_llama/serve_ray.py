@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from ray.exceptions import RayActorError, RayError
-from ray.serve.config import BackpressureConfig, RequestRouterConfig
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
@@ -170,7 +170,9 @@ class Engine:
         try:
             while ready := await exchange.next_messages():
                 if ready[0]["type"] == "http.response.start":
-                    ready[0]["headers"].append((b"x-replica", self._name.encode()))
+                    # Ray's proxy adds the same x-request-id.
+                    kept = [pair for pair in ready[0]["headers"] if pair[0] != b"x-request-id"]
+                    ready[0]["headers"] = [*kept, (b"x-replica", self._name.encode())]
                 yield ready
         finally:
             exchange.left.set()
@@ -275,7 +277,10 @@ class _Relay(Response):
     """The answer of a replica, passed on as it comes."""
 
     def __init__(
-        self, engines: DeploymentHandle, request: tuple[bytes, Mapping[str, Any], bytes], limit_s: float
+        self,
+        engines: DeploymentHandle,
+        request: tuple[bytes, Mapping[str, Any], bytes],
+        limit_s: float,
     ) -> None:
         super().__init__()
         self._answer = engines.answer.options(stream=True)
@@ -354,10 +359,9 @@ def app(settings: Settings) -> serve.Application:
     gateway = serve.deployment(Gateway).options(
         num_replicas=settings.num_gateways,
         ray_actor_options={"num_cpus": 0.1},
-        # All that the replicas and the queue before them take, and what is about to be refused.
-        max_ongoing_requests=(settings.num_replicas + 2) * num_queued,
-        max_queued_requests=num_queued,
-        backpressure_config=BackpressureConfig(retry_after_s=1),
+        # More than the replicas and the queue before them take: it is here that the rest is
+        # refused, at once and in the API's own words.
+        max_ongoing_requests=1024 + (settings.num_replicas + 1) * num_queued,
         health_check_period_s=_HEALTH_CHECK_S,
         graceful_shutdown_timeout_s=settings.shutdown_timeout,
     )
