@@ -295,6 +295,12 @@ def serve(
     ssl_keyfile: Annotated[
         str | None, typer.Option(help="TLS key.", envvar=_ENV + "SSL_KEYFILE")
     ] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="URL that takes OpenTelemetry spans.", envvar=_ENV + "OTLP_TRACES_ENDPOINT"
+        ),
+    ] = None,
 ) -> None:
     """Serve an OpenAI-compatible API, and a chat page at /."""
     _log_to_stderr()
@@ -316,6 +322,7 @@ def serve(
         seed=seed,
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
+        otlp_traces_endpoint=otlp_traces_endpoint,
     )
     if keys and not config.is_loopback and ssl_certfile is None:
         print("lite-llama: keys travel unencrypted; set --ssl-certfile", file=sys.stderr)

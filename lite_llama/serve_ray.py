@@ -42,6 +42,7 @@ from lite_llama.server.http import (
 from lite_llama.server.metrics import merge_pages
 from lite_llama.server.problems import Problem, overloaded
 from lite_llama.server.run import create_service, served_name, warm_up
+from lite_llama.server.tracing import open_tracer
 
 # A request whose replica dies before the first byte of its answer is sent so often.
 _ATTEMPTS = 3
@@ -87,6 +88,7 @@ class Settings(BaseModel):
     step_timeout: float = 30.0
     shutdown_timeout: float = 30.0
     seed: int | None = None
+    otlp_traces_endpoint: str | None = None
 
     @property
     def num_seqs(self) -> int:
@@ -111,6 +113,7 @@ class Settings(BaseModel):
             step_timeout_s=self.step_timeout,
             drain_s=self.shutdown_timeout,
             seed=self.seed,
+            otlp_traces_endpoint=self.otlp_traces_endpoint,
         )
 
 
@@ -145,6 +148,7 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._config = settings.serve_config()
+        self._tracer = open_tracer(self._config.otlp_traces_endpoint)
         llm = LLM(
             settings.model,
             max_model_len=settings.max_model_len,
@@ -156,7 +160,7 @@ class Engine:
         )
         warm_up(llm)
         self._service = create_service(llm, served_name(settings.model), self._config)
-        self._app = App(self._service, self._config)
+        self._app = App(self._service, self._config, self._tracer)
         self._watch = asyncio.create_task(self._end_with_the_engine())
 
     async def answer(
@@ -185,6 +189,11 @@ class Engine:
     async def metrics(self) -> tuple[str, str]:
         """This replica's name and page of metrics."""
         return self._name, self._service.metrics.render().decode()
+
+    def __del__(self) -> None:
+        """Called by Ray before the process ends in good order."""
+        if self._tracer is not None:
+            self._tracer.close()
 
     async def _end_with_the_engine(self) -> None:
         """A dead or hung engine ends the process, and Ray starts another one."""

@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +37,7 @@ from lite_llama.server.protocol import (
     read,
 )
 from lite_llama.server.service import Caller, Service
+from lite_llama.server.tracing import OPERATIONS, Tracer
 
 log = logging.getLogger("lite_llama.server")
 
@@ -96,8 +97,9 @@ class Guard:
 class App:
     """Checks, dispatches and logs each request."""
 
-    def __init__(self, service: Service, config: ServeConfig) -> None:
+    def __init__(self, service: Service, config: ServeConfig, tracer: Tracer | None = None) -> None:
         self.service = service
+        self._tracer = tracer
         self._guard = Guard(config)
         self.routes: Mapping[str, Route] = {
             "/": Route("GET", _page),
@@ -121,6 +123,7 @@ class App:
         status = 0
         request = Request(scope, receive)
         request_id = _request_id(request)
+        caller = Caller(started)
 
         async def send_noting(message: Message) -> None:
             nonlocal status
@@ -134,7 +137,7 @@ class App:
             await send(message)
 
         try:
-            response = await self._answer(request, Caller(started))
+            response = await self._answer(request, caller)
             await response(scope, receive, send_noting)
         except ClientGone:
             status = status or 499  # nginx's number for a client that left
@@ -146,6 +149,8 @@ class App:
         finally:
             path = scope["path"] if scope["path"] in self.routes else "(unknown)"
             self.service.metrics.http.labels(path, str(status)).inc()
+            if self._tracer is not None and path in OPERATIONS:
+                self._tracer.record(path, request.headers, caller, status)
             log.info(
                 "%s %s %d %.1f ms id=%s",
                 scope["method"],
@@ -165,7 +170,7 @@ class App:
                 raise Problem(
                     405, f"use {route.method} for this route", headers={"allow": route.method}
                 )
-            return await route.handle(self.service, request, Caller(caller.arrived, salt))
+            return await route.handle(self.service, request, replace(caller, salt=salt))
         except Problem as problem:
             return problem_response(problem)
 

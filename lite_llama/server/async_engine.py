@@ -55,6 +55,7 @@ class Limits:
 class Job:
     """A request ready for the engine. `make_grammar` gives each completion its own."""
 
+    model: str  # the name it was asked for by
     prompt_token_ids: Sequence[int]
     params: SamplingParams
     deadline: float  # time.monotonic()
@@ -85,6 +86,7 @@ class Generation:
         self._problem: Problem | None = None
         self.closed = False
         self.has_first_token = False
+        self.first_token_at: float | None = None  # time.monotonic()
 
     def __aiter__(self) -> "Generation":
         return self
@@ -106,6 +108,8 @@ class Generation:
     def deliver(self, chunk: TextChunk) -> None:
         """On the event loop: hand over one chunk."""
         self._engine.note_first_token(self)
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
         self._ready.append(chunk)
         self._wake.set()
 

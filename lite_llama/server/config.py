@@ -21,7 +21,7 @@ class ServeConfig:
     max_num_queued_tokens: most prompt tokens not computed yet (default: 16 x max_model_len).
     request_timeout_s: deadline of a request that sets none. step_timeout_s: an engine step longer
     than this ends the server. drain_s: how long SIGTERM waits for running requests. seed: of
-    requests that give none (default: drawn at random).
+    requests that give none (default: drawn at random). otlp_traces_endpoint: URL that takes spans.
     """
 
     host: str = "127.0.0.1"
@@ -37,6 +37,7 @@ class ServeConfig:
     seed: int | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

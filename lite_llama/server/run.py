@@ -23,6 +23,7 @@ from lite_llama.server.config import ServeConfig
 from lite_llama.server.connection import BoundedConnection
 from lite_llama.server.metrics import Metrics
 from lite_llama.server.service import Service
+from lite_llama.server.tracing import Tracer, open_tracer
 
 log = logging.getLogger("lite_llama.server")
 
@@ -65,6 +66,7 @@ def serve(model: str | None, config: ServeConfig, settings: dict[str, Any], phas
     `settings` are EngineConfig's. Raises ConfigError if the address cannot be bound, and what
     LLM raises.
     """
+    tracer = open_tracer(config.otlp_traces_endpoint)
     listener = _bind(config)
     try:
         with phases.phase("load the model"):
@@ -72,9 +74,12 @@ def serve(model: str | None, config: ServeConfig, settings: dict[str, Any], phas
         with llm:
             with phases.phase("warm up"):
                 warm_up(llm)
-            return uvloop.run(_serve(llm, served_name(model), config, listener, phases))
+            name = served_name(model)
+            return uvloop.run(_serve(llm, name, config, tracer, listener, phases))
     finally:
         listener.close()
+        if tracer is not None:
+            tracer.close()
 
 
 def _bind(config: ServeConfig) -> socket.socket:
@@ -118,12 +123,14 @@ def create_service(llm: LLM, name: str, config: ServeConfig) -> Service:
     return service
 
 
-def create_server(llm: LLM, name: str, config: ServeConfig) -> tuple[uvicorn.Server, Service]:
+def create_server(
+    llm: LLM, name: str, config: ServeConfig, tracer: Tracer | None = None
+) -> tuple[uvicorn.Server, Service]:
     """The HTTP server of a model, and what it serves. Call it on the event loop."""
     service = create_service(llm, name, config)
     server = _Server(
         uvicorn.Config(
-            App(service, config),
+            App(service, config, tracer),
             http=BoundedConnection,
             ws="none",
             lifespan="off",
@@ -140,9 +147,14 @@ def create_server(llm: LLM, name: str, config: ServeConfig) -> tuple[uvicorn.Ser
 
 
 async def _serve(
-    llm: LLM, name: str, config: ServeConfig, listener: socket.socket, phases: Phases
+    llm: LLM,
+    name: str,
+    config: ServeConfig,
+    tracer: Tracer | None,
+    listener: socket.socket,
+    phases: Phases,
 ) -> int:
-    server, service = create_server(llm, name, config)
+    server, service = create_server(llm, name, config, tracer)
     ending = _Ending(service.engine, server, config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.on_signal)

@@ -53,6 +53,7 @@ class Cluster:
 
     def figures(self, name: str) -> dict[str, float]:
         """A metric without labels of its own, by replica."""
+        time.sleep(0.2)  # so that those who poll are not the load
         lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
         found = [line.rpartition(" ") for line in lines if line.startswith(f"lite_llama:{name}{{")]
         return {head.split('"')[1]: float(value) for head, _, value in found}
@@ -181,7 +182,7 @@ def test_a_killed_replica_loses_no_new_request_and_is_replaced(cluster: Cluster)
     ending = threading.Event()
 
     def load(number: int) -> None:
-        while not ending.is_set():
+        while not ending.wait(0.1):
             codes.append(cluster.post(f"Question {number} {len(codes)}", max_tokens=8).status_code)
 
     def stream(number: int) -> list[Any]:
