@@ -367,7 +367,7 @@ def app(settings: Settings) -> serve.Application:
     )
     gateway = serve.deployment(Gateway).options(
         num_replicas=settings.num_gateways,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0},  # the cores are for the engines
         # More than the replicas and the queue before them take: it is here that the rest is
         # refused, at once and in the API's own words.
         max_ongoing_requests=1024 + (settings.num_replicas + 1) * num_queued,
