@@ -43,11 +43,11 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
 
 # The server's tests, and the page that lists when each row of its matrix last passed.
 matrix: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -p tests.server.matrix tests/server tests/text/test_grammar.py tests/text/test_tags.py
+	$(BIN)/python -m pytest -p tests.server.matrix tests/server tests/server/soak_ray.py tests/text/test_grammar.py tests/text/test_tags.py
 
 # Their long forms: about an hour and a half.
 soak: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest tests/server/soak_server.py
+	$(BIN)/python -m pytest tests/server/soak_server.py tests/server/soak_ray.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -295,13 +295,19 @@ def serve(
     ssl_keyfile: Annotated[
         str | None, typer.Option(help="TLS key.", envvar=_ENV + "SSL_KEYFILE")
     ] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="URL that takes OpenTelemetry spans.", envvar=_ENV + "OTLP_TRACES_ENDPOINT"
+        ),
+    ] = None,
 ) -> None:
     """Serve an OpenAI-compatible API, and a chat page at /."""
-    keys = [*(api_key or ()), *_keys_in(api_key_file)]
     _log_to_stderr()
     phases_started = time.perf_counter()
-    from lite_llama.server.config import ServeConfig
+    from lite_llama.server.config import ServeConfig, read_keys
 
+    keys = [*(api_key or ()), *read_keys(api_key_file)]
     config = ServeConfig(
         host=host,
         port=port,
@@ -316,6 +322,7 @@ def serve(
         seed=seed,
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
+        otlp_traces_endpoint=otlp_traces_endpoint,
     )
     if keys and not config.is_loopback and ssl_certfile is None:
         print("lite-llama: keys travel unencrypted; set --ssl-certfile", file=sys.stderr)
@@ -333,17 +340,6 @@ def serve(
         "device": device,
     }
     sys.exit(run_server(model, config, settings, phases))
-
-
-def _keys_in(path: Path | None) -> list[str]:
-    """The keys of a file, one a line; blank lines are skipped."""
-    if path is None:
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the keys in {path}: {error}") from None
-    return [line.strip() for line in lines if line.strip()]
 
 
 def _log_to_stderr() -> None:

@@ -15,7 +15,8 @@ DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 # Steps above this gain nothing: the matrix products are saturated (2 cores; a GPU needs more).
 _BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
-_NUM_SEQS = {"cpu": 16, "cuda": 256}
+# Sequences in a step, by type of device.
+DEFAULT_NUM_SEQS = {"cpu": 16, "cuda": 256}
 # Share of the free memory that the cache may take on the CPU, where other programs live too.
 _CPU_CACHE_SHARE = 0.25
 
@@ -97,7 +98,7 @@ def resolve(config: EngineConfig, model: ModelConfig, formats: Collection[str] =
             "model; lower it"
         )
     budget = config.max_num_batched_tokens or _BATCHED_TOKENS[device.type]
-    max_num_seqs = config.max_num_seqs or min(_NUM_SEQS[device.type], budget)
+    max_num_seqs = config.max_num_seqs or min(DEFAULT_NUM_SEQS[device.type], budget)
     if budget < max_num_seqs:
         raise ConfigError(
             f"max_num_batched_tokens is {budget}, limit max_num_seqs = {max_num_seqs}: every "

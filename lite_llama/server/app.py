@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +37,7 @@ from lite_llama.server.protocol import (
     read,
 )
 from lite_llama.server.service import Caller, Service
+from lite_llama.server.tracing import OPERATIONS, Tracer
 
 log = logging.getLogger("lite_llama.server")
 
@@ -55,13 +56,51 @@ class Route:
     handle: Handler
 
 
+class Guard:
+    """Who may ask: checks Host, Origin and API key."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._is_loopback = config.is_loopback
+        self._local_names = _LOCAL_NAMES | set(config.allowed_hosts)
+        self._keys = Keys(config.api_keys)
+
+    def admit(self, request: Request) -> str:
+        """The caller's cache salt; Problem 401 or 403 if it may not ask."""
+        self._check_origin(request)
+        return self._authorise(request)
+
+    def _check_origin(self, request: Request) -> None:
+        """Against DNS rebinding, and pages of other sites that call a local server."""
+        host = request.headers.get("host", "")
+        name = urlsplit(f"//{host}").hostname if host else None
+        if self._is_loopback and name not in self._local_names:
+            raise Problem(403, "this Host is not served here; see --allowed-host")
+        origin = request.headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise Problem(403, "requests from pages of other sites are refused")
+
+    def _authorise(self, request: Request) -> str:
+        """The caller's cache salt; Problem 401 if it has no key where one is needed."""
+        if not self._keys or request.scope["path"] in _OPEN_PATHS:
+            return ""
+        salt = self._keys.salt_of(_key_of(request))
+        if salt is None:
+            raise Problem(
+                401,
+                "a valid API key is needed: send Authorization: Bearer <key>",
+                code="invalid_api_key",
+                headers={"www-authenticate": 'Basic realm="lite_llama", charset="UTF-8"'},
+            )
+        return salt if len(self._keys) > 1 else ""
+
+
 class App:
     """Checks, dispatches and logs each request."""
 
-    def __init__(self, service: Service, config: ServeConfig) -> None:
+    def __init__(self, service: Service, config: ServeConfig, tracer: Tracer | None = None) -> None:
         self.service = service
-        self.config = config
-        self.keys = Keys(config.api_keys)
+        self._tracer = tracer
+        self._guard = Guard(config)
         self.routes: Mapping[str, Route] = {
             "/": Route("GET", _page),
             "/health": Route("GET", _health),
@@ -84,6 +123,7 @@ class App:
         status = 0
         request = Request(scope, receive)
         request_id = _request_id(request)
+        caller = Caller(started)
 
         async def send_noting(message: Message) -> None:
             nonlocal status
@@ -97,7 +137,7 @@ class App:
             await send(message)
 
         try:
-            response = await self._answer(request, Caller(started))
+            response = await self._answer(request, caller)
             await response(scope, receive, send_noting)
         except ClientGone:
             status = status or 499  # nginx's number for a client that left
@@ -109,6 +149,8 @@ class App:
         finally:
             path = scope["path"] if scope["path"] in self.routes else "(unknown)"
             self.service.metrics.http.labels(path, str(status)).inc()
+            if self._tracer is not None and path in OPERATIONS:
+                self._tracer.record(path, request.headers, caller, status)
             log.info(
                 "%s %s %d %.1f ms id=%s",
                 scope["method"],
@@ -120,8 +162,7 @@ class App:
 
     async def _answer(self, request: Request, caller: Caller) -> Response:
         try:
-            self._check_origin(request)
-            salt = self._authorise(request)
+            salt = self._guard.admit(request)
             route = self.routes.get(request.scope["path"])
             if route is None:
                 raise Problem(404, "there is no such route")
@@ -129,33 +170,9 @@ class App:
                 raise Problem(
                     405, f"use {route.method} for this route", headers={"allow": route.method}
                 )
-            return await route.handle(self.service, request, Caller(caller.arrived, salt))
+            return await route.handle(self.service, request, replace(caller, salt=salt))
         except Problem as problem:
             return problem_response(problem)
-
-    def _check_origin(self, request: Request) -> None:
-        """Against DNS rebinding, and pages of other sites that call a local server."""
-        host = request.headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname if host else None
-        if self.config.is_loopback and name not in _LOCAL_NAMES | set(self.config.allowed_hosts):
-            raise Problem(403, "this Host is not served here; see --allowed-host")
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            raise Problem(403, "requests from pages of other sites are refused")
-
-    def _authorise(self, request: Request) -> str:
-        """The caller's cache salt; Problem 401 if it has no key where one is needed."""
-        if not self.keys or request.scope["path"] in _OPEN_PATHS:
-            return ""
-        salt = self.keys.salt_of(_key_of(request))
-        if salt is None:
-            raise Problem(
-                401,
-                "a valid API key is needed: send Authorization: Bearer <key>",
-                code="invalid_api_key",
-                headers={"www-authenticate": 'Basic realm="lite_llama", charset="UTF-8"'},
-            )
-        return salt if len(self.keys) > 1 else ""
 
 
 def _key_of(request: Request) -> str:

@@ -10,11 +10,13 @@ in a step ends the requests of that step, and only repeated ones, or a lost devi
 """
 
 import asyncio
+import contextlib
+import faulthandler
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -31,6 +33,8 @@ from lite_llama.text.tokenizer import Tokenizer
 
 # An idle engine thread wakes so often, to show that it lives.
 IDLE_PROBE_S = 2.0
+# So often is looked whether a step hangs.
+_WATCH_INTERVAL_S = 1.0
 # So many failed steps in a row, and the engine counts as broken.
 MAX_FAILED_STEPS = 3
 # After a failed batch, the log names the cause and the clients this.
@@ -51,6 +55,7 @@ class Limits:
 class Job:
     """A request ready for the engine. `make_grammar` gives each completion its own."""
 
+    model: str  # the name it was asked for by
     prompt_token_ids: Sequence[int]
     params: SamplingParams
     deadline: float  # time.monotonic()
@@ -81,6 +86,7 @@ class Generation:
         self._problem: Problem | None = None
         self.closed = False
         self.has_first_token = False
+        self.first_token_at: float | None = None  # time.monotonic()
 
     def __aiter__(self) -> "Generation":
         return self
@@ -102,6 +108,8 @@ class Generation:
     def deliver(self, chunk: TextChunk) -> None:
         """On the event loop: hand over one chunk."""
         self._engine.note_first_token(self)
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
         self._ready.append(chunk)
         self._wake.set()
 
@@ -185,7 +193,7 @@ class AsyncEngine:
         """Seconds since the engine thread last began a step or an idle probe."""
         return time.monotonic() - self._heartbeat
 
-    @contextmanager
+    @contextlib.contextmanager
     def reserve(self, num_sequences: int) -> Iterator[None]:
         """Count a request as admitted for as long as the context lasts; enter it before
         tokenizing. Raises the 503 of a server that is full or ending."""
@@ -255,6 +263,16 @@ class AsyncEngine:
 
         self._send(end)
         await asyncio.to_thread(self._thread.join, 5.0)
+
+    async def watch(self, step_timeout_s: float) -> str:
+        """Wait until the engine has died or a step hangs; why. Every request has ended then."""
+        while not self.died.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.died.wait(), _WATCH_INTERVAL_S)
+            if self.is_busy and self.silence_s > step_timeout_s:
+                faulthandler.dump_traceback(sys.stderr)
+                self.declare_dead(f"a step took over {self.silence_s:.0f} s")
+        return str(self.death)
 
     def declare_dead(self, reason: str) -> None:
         """End every request and admit no more; whoever runs the server waits for `died`."""

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lite_llama.errors import ConfigError
 
@@ -20,7 +21,7 @@ class ServeConfig:
     max_num_queued_tokens: most prompt tokens not computed yet (default: 16 x max_model_len).
     request_timeout_s: deadline of a request that sets none. step_timeout_s: an engine step longer
     than this ends the server. drain_s: how long SIGTERM waits for running requests. seed: of
-    requests that give none (default: drawn at random).
+    requests that give none (default: drawn at random). otlp_traces_endpoint: URL that takes spans.
     """
 
     host: str = "127.0.0.1"
@@ -36,6 +37,7 @@ class ServeConfig:
     seed: int | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    otlp_traces_endpoint: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -79,3 +81,14 @@ class Keys:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def read_keys(path: Path | None) -> list[str]:
+    """The keys of a file, one a line, without blank lines; ConfigError if it cannot be read."""
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the keys in {path}: {error}") from None
+    return [line.strip() for line in lines if line.strip()]

@@ -46,6 +46,11 @@ def problem_response(problem: Problem) -> JsonResponse:
 
 async def read_json(request: Request) -> dict[str, Any]:
     """The request's JSON object; Problem 400, 408, 413 or 415 if there is none."""
+    return await parse_json(await read_body(request))
+
+
+async def read_body(request: Request) -> bytes:
+    """The body of a JSON request; Problem 408, 413 or 415 if it is slow, large or another kind."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise Problem(415, "content-type is not application/json; send JSON", "content-type")
@@ -67,8 +72,12 @@ async def read_json(request: Request) -> dict[str, Any]:
             f"the body took over {BODY_TIMEOUT_S:g} s; send it faster",
             headers={"connection": "close"},
         ) from None
-    body = b"".join(parts)
-    if size > _LONG_BODY_BYTES:
+    return b"".join(parts)
+
+
+async def parse_json(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body, parsed beside the event loop if it is long; or Problem 400."""
+    if len(body) > _LONG_BODY_BYTES:
         return await asyncio.to_thread(json_body.parse, body)
     return json_body.parse(body)
 

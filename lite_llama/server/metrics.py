@@ -1,11 +1,12 @@
 """Prometheus metrics, with vLLM's names behind our prefix; gauges are read when scraped."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from lite_llama.engine.engine import Engine
@@ -104,3 +105,27 @@ class _EngineFigures(Collector):
             yield GaugeMetricFamily(PREFIX + name, text, value)
         for name, (text, number) in counters.items():
             yield CounterMetricFamily(PREFIX + name, text, number)
+
+
+class _Families(Collector):
+    """Metrics that are read already."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def merge_pages(pages: Mapping[str, str]) -> bytes:
+    """One page of the metrics of several servers; the label `replica` names each one's samples."""
+    families: dict[str, Metric] = {}
+    for replica, page in sorted(pages.items()):
+        for family in text_string_to_metric_families(page):
+            empty = Metric(family.name, family.documentation, family.type)
+            merged = families.setdefault(family.name, empty)
+            for sample in family.samples:
+                merged.add_sample(sample.name, {**sample.labels, "replica": replica}, sample.value)
+    registry = CollectorRegistry()
+    registry.register(_Families(families.values()))
+    return generate_latest(registry)

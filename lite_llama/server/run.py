@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import faulthandler
 import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,13 +23,13 @@ from lite_llama.server.config import ServeConfig
 from lite_llama.server.connection import BoundedConnection
 from lite_llama.server.metrics import Metrics
 from lite_llama.server.service import Service
+from lite_llama.server.tracing import Tracer, open_tracer
 
 log = logging.getLogger("lite_llama.server")
 
 _KEEP_ALIVE_S = 30
 # After the last answer, so that clients read it before the connections close.
 _CLOSE_S = 2.0
-_WATCH_INTERVAL_S = 1.0
 
 
 @dataclass
@@ -68,16 +66,20 @@ def serve(model: str | None, config: ServeConfig, settings: dict[str, Any], phas
     `settings` are EngineConfig's. Raises ConfigError if the address cannot be bound, and what
     LLM raises.
     """
+    tracer = open_tracer(config.otlp_traces_endpoint)
     listener = _bind(config)
     try:
         with phases.phase("load the model"):
             llm = LLM(model, **settings)
         with llm:
             with phases.phase("warm up"):
-                _warm_up(llm)
-            return uvloop.run(_serve(llm, _name(model), config, listener, phases))
+                warm_up(llm)
+            name = served_name(model)
+            return uvloop.run(_serve(llm, name, config, tracer, listener, phases))
     finally:
         listener.close()
+        if tracer is not None:
+            tracer.close()
 
 
 def _bind(config: ServeConfig) -> socket.socket:
@@ -96,19 +98,20 @@ def _bind(config: ServeConfig) -> socket.socket:
     return listener
 
 
-def _name(model: str | None) -> str:
+def served_name(model: str | None) -> str:
+    """What a model is called if nobody gave it a name."""
     return DEFAULT_MODEL_NAME if model is None else model
 
 
-def _warm_up(llm: LLM) -> None:
+def warm_up(llm: LLM) -> None:
     """One prefill and one decode step, and the chat template's process."""
     params = llm.default_sampling_params()
     for _ in zip(llm.stream("Hello", params), range(2), strict=False):
         pass
 
 
-def create_server(llm: LLM, name: str, config: ServeConfig) -> tuple[uvicorn.Server, Service]:
-    """The HTTP server of a model, and what it serves. Call it on the event loop."""
+def create_service(llm: LLM, name: str, config: ServeConfig) -> Service:
+    """A model with its engine's thread and its limits. Call it on the event loop."""
     metrics = Metrics()
     limits = Limits(
         max_sequences=config.max_num_queued_reqs or 4 * llm.plan.max_num_seqs,
@@ -117,9 +120,17 @@ def create_server(llm: LLM, name: str, config: ServeConfig) -> tuple[uvicorn.Ser
     engine = AsyncEngine(llm.engine, llm.tokenizer, limits, metrics)
     service = Service(llm, engine, config, metrics, name)
     metrics.watch(llm.engine, lambda: service.is_ready)
+    return service
+
+
+def create_server(
+    llm: LLM, name: str, config: ServeConfig, tracer: Tracer | None = None
+) -> tuple[uvicorn.Server, Service]:
+    """The HTTP server of a model, and what it serves. Call it on the event loop."""
+    service = create_service(llm, name, config)
     server = _Server(
         uvicorn.Config(
-            App(service, config),
+            App(service, config, tracer),
             http=BoundedConnection,
             ws="none",
             lifespan="off",
@@ -136,9 +147,14 @@ def create_server(llm: LLM, name: str, config: ServeConfig) -> tuple[uvicorn.Ser
 
 
 async def _serve(
-    llm: LLM, name: str, config: ServeConfig, listener: socket.socket, phases: Phases
+    llm: LLM,
+    name: str,
+    config: ServeConfig,
+    tracer: Tracer | None,
+    listener: socket.socket,
+    phases: Phases,
 ) -> int:
-    server, service = create_server(llm, name, config)
+    server, service = create_server(llm, name, config, tracer)
     ending = _Ending(service.engine, server, config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.on_signal)
@@ -180,14 +196,8 @@ class _Ending:
 
     async def watch(self) -> None:
         """Notice an engine that has died or hangs, and end the server."""
-        while not self._engine.died.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._engine.died.wait(), _WATCH_INTERVAL_S)
-            silence = self._engine.silence_s
-            if self._engine.is_busy and silence > self._config.step_timeout_s:
-                faulthandler.dump_traceback(sys.stderr)
-                self._engine.declare_dead(f"a step took over {silence:.0f} s")
-        log.error("the engine has died: %s", self._engine.death)
+        reason = await self._engine.watch(self._config.step_timeout_s)
+        log.error("the engine has died: %s", reason)
         self.exit_code = 1
         # The clients' error events go out first; a hung thread must not hold up the exit.
         await asyncio.sleep(0.2)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from lite_llama.engine.request import Grammar
@@ -28,10 +28,11 @@ _NUM_WORKERS = 2
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request, and when."""
+    """Who sent a request, when, and what has become of it."""
 
     arrived: float  # time.monotonic()
     salt: str = ""  # keeps the prefix caches of two API keys apart
+    generations: list[Generation] = field(default_factory=list)  # one a prompt
 
 
 class Service:
@@ -155,8 +156,9 @@ class Service:
         """Queue one prompt."""
         timeout = self.config.request_timeout_s if request.timeout is None else request.timeout
         timeout = min(timeout, self.config.request_timeout_s)
-        return self.engine.submit(
+        generation = self.engine.submit(
             Job(
+                model=request.model or self.names[0],
                 prompt_token_ids=token_ids,
                 params=params,
                 deadline=caller.arrived + timeout,
@@ -165,6 +167,8 @@ class Service:
                 make_grammar=make_grammar,
             )
         )
+        caller.generations.append(generation)
+        return generation
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a plain text."""

@@ -27,7 +27,7 @@ CLI = (sys.executable, "-m", "lite_llama.cli")
 # Commands that answer within seconds.
 CHEAP = ("generate", "inspect", "doctor")
 # Commands of other projects, with nothing of ours to look up.
-FOREIGN = ("pip", "git", ".", "ruff", "mypy", "lint-imports", "curl")
+FOREIGN = ("pip", "git", ".", "ruff", "mypy", "lint-imports", "curl", "ray", "serve", "kubectl")
 
 _FENCE = re.compile(r"^```(\w+)(?: file=(\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)#\s]+)")

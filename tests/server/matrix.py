@@ -136,6 +136,17 @@ ROWS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "test_a_deadline_also_holds_while_waiting",
         ),
     ),
+    "L16": (
+        "Ray: two replicas, one killed under load",
+        "no new request fails, replaced within 10 s; overload 503; disconnects free blocks; "
+        "every conversation on one replica",
+        (
+            "test_every_turn_of_a_conversation_goes_to_one_replica",
+            "test_a_disconnect_frees_the_blocks_in_the_replica",
+            "test_what_is_too_much_is_a_503_with_retry_after",
+            "test_a_killed_replica_loses_no_new_request_and_is_replaced",
+        ),
+    ),
     "X1": (
         "listeners",
         "one, on 127.0.0.1",

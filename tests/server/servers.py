@@ -20,6 +20,7 @@ from lite_llama.llm import LLM
 from lite_llama.server.config import ServeConfig
 from lite_llama.server.run import create_server
 from lite_llama.server.service import Service
+from lite_llama.server.tracing import Tracer
 
 MODEL = "SmolLM2-135M-Instruct"
 
@@ -27,7 +28,7 @@ MODEL = "SmolLM2-135M-Instruct"
 class LocalServer:
     """A server in a thread of this process."""
 
-    def __init__(self, llm: LLM, config: ServeConfig) -> None:
+    def __init__(self, llm: LLM, config: ServeConfig, tracer: Tracer | None = None) -> None:
         self.llm = llm
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
@@ -36,13 +37,14 @@ class LocalServer:
         self.service: Service
         self._ready = threading.Event()
         self._config = config
+        self._tracer = tracer
         self._thread = threading.Thread(target=lambda: uvloop.run(self._run()), daemon=True)
         self._thread.start()
         assert self._ready.wait(30)
         wait_until(lambda: httpx.get(f"{self.url}/health").status_code == 200)
 
     async def _run(self) -> None:
-        self._server, self.service = create_server(self.llm, MODEL, self._config)
+        self._server, self.service = create_server(self.llm, MODEL, self._config, self._tracer)
         self.loop = asyncio.get_running_loop()
         self._ready.set()
         await self._server.serve(sockets=[self._listener])
