@@ -146,17 +146,6 @@ def _norm_scale(x_ptr, eps, K: tl.constexpr):
 
 
 @triton.jit
-def _norm_scales(token_ptr, real, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """1 / sqrt(mean(x²) + eps) of some tokens, [tokens, 1]."""
-    squares = 0.0
-    for start in tl.static_range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(token_ptr + k[None, :], mask=real & (k < K)[None, :], other=0.0).to(tl.float32)
-        squares += x * x
-    return tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
-
-
-@triton.jit
 def _products_on_tensor_cores(
     x_ptr,
     norm_ptr,
@@ -171,19 +160,19 @@ def _products_on_tensor_cores(
 ):
     """Rows of the weight are the rows of the tensor cores' tile, tokens its few columns."""
     TOKENS: tl.constexpr = 8
-    element = x_ptr.dtype.element_ty
-    PRECISION: tl.constexpr = "ieee" if element == tl.float32 else "tf32"
-    # The norm's scale is known when x has been read, and is applied to the result: one pass over x.
-    # In float16 x without its scale may overflow: two passes.
-    SCALE_FIRST: tl.constexpr = norm_ptr is not None and element == tl.float16
-    SCALE_LAST: tl.constexpr = norm_ptr is not None and element != tl.float16
+    PRECISION: tl.constexpr = "ieee" if x_ptr.dtype.element_ty == tl.float32 else "tf32"
     columns = tl.arange(0, BLOCK_K)
     tokens = tl.arange(0, TOKENS)
     token_ptr = x_ptr + tokens[:, None] * K
     real = (tokens < M)[:, None]
-    if SCALE_FIRST:
-        scale = _norm_scales(token_ptr, real, eps, K, BLOCK_K)
-    squares = tl.zeros((TOKENS, BLOCK_K), tl.float32)
+    scale = 1.0
+    if norm_ptr is not None:
+        squares = tl.zeros((TOKENS, BLOCK_K), tl.float32)
+        for start in tl.range(0, K, BLOCK_K):
+            k = columns + start
+            x = tl.load(token_ptr + k[None, :], mask=real & (k < K)[None, :], other=0.0)
+            squares += x.to(tl.float32) * x.to(tl.float32)
+        scale = tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
     y = tl.zeros((tile_ptr.shape[0], TOKENS), tl.float32)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         k = columns + start
@@ -192,15 +181,9 @@ def _products_on_tensor_cores(
         tile = load_tile(tile_ptr + start, k, K, BLOCK_K)
         x = tl.load(token_ptr + k[None, :], mask=real & (k < K)[None, :], other=0.0)
         if norm_ptr is not None:
-            wide = x.to(tl.float32)
-            if SCALE_LAST:
-                squares += wide * wide
-            if SCALE_FIRST:
-                wide *= scale
-            x = (wide * tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)).to(x.dtype)
+            norm = tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)
+            x = (x.to(tl.float32) * scale * norm[None, :]).to(x.dtype)
         y = tl.dot(tile, x.T, y, input_precision=PRECISION)
-    if SCALE_LAST:
-        y *= tl.rsqrt(tl.sum(squares, 1) / K + eps)[None, :]
     return y
 
 

@@ -58,6 +58,8 @@ def choose_gemv(num_rows: int, num_columns: int, num_tokens: int) -> GemvLaunch:
             return GemvLaunch(32, min(widest, 256), 4, num_stages=4)
         if num_columns >= 4 * num_rows:
             return GemvLaunch(16, min(widest, 256), 2, num_stages=4, prefetch=0.5)
+        if num_rows <= 4096:
+            return GemvLaunch(16, min(widest, 128), 1, num_stages=6, prefetch=1.0)
         return GemvLaunch(16, min(widest, 128), 2, num_stages=5)
     if num_tokens == 2:
         # 1.02 -> 0.89 ms a step.

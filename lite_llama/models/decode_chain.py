@@ -37,11 +37,14 @@ def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
     """Launches for a model and batch size on any GPU; pure."""
     hidden, heads = config.hidden_size, config.num_q_heads + 2 * config.num_kv_heads
 
+    # Where the next kernel may start: see docs/lab/decode_chain.md.
+    overlap = 0.0 if num_tokens <= 2 else 0.5
+
     def choose(num_rows: int, num_columns: int) -> GemvLaunch:
-        return replace(choose_gemv(num_rows, num_columns, num_tokens), overlap=0.0)
+        return replace(choose_gemv(num_rows, num_columns, num_tokens), overlap=overlap)
 
     return ChainLaunches(
-        qkv=choose(heads * config.head_dim // 2, hidden),
+        qkv=replace(choose(heads * config.head_dim // 2, hidden), overlap=1.0),
         o=choose(hidden, config.num_q_heads * config.head_dim),
         gate_up=choose(config.intermediate_size, hidden),
         down=choose(hidden, config.intermediate_size),
