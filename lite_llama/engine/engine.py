@@ -1,7 +1,8 @@
 """The engine: requests come and go, each step advances all that run."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -75,6 +76,10 @@ class Engine:
         )
         self._live: dict[str, _Live] = {}
         self._ahead: _Launched | None = None
+        # Names of the stages, for Nsight Systems.
+        self._stage: Callable[[str], AbstractContextManager[None]] = (
+            torch.cuda.nvtx.range if plan.device.type == "cuda" else nullcontext
+        )
 
     @property
     def has_requests(self) -> bool:
@@ -133,13 +138,16 @@ class Engine:
         """Advance every request that can run; one output for each that drew a token."""
         launched, self._ahead = self._ahead, None
         if launched is None:
-            launched = self._launch()
+            with self._stage("launch"):
+                launched = self._launch()
         if launched is None:
             return []
         # On a GPU the next step is under way before this one's tokens are read: the host's
         # work, in here and in the caller, is done in its shadow.
-        self._ahead = self._launch_ahead(launched)
-        return self._finish(launched)
+        with self._stage("launch ahead"):
+            self._ahead = self._launch_ahead(launched)
+        with self._stage("read tokens"):
+            return self._finish(launched)
 
     def _launch(self) -> _Launched | None:
         planned = batch.order(self.scheduler.plan())
