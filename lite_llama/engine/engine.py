@@ -1,7 +1,7 @@
 """The engine: requests come and go, each step advances all that run."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -76,10 +76,6 @@ class Engine:
         )
         self._live: dict[str, _Live] = {}
         self._ahead: _Launched | None = None
-        # Names of the stages, for Nsight Systems.
-        self._stage: Callable[[str], AbstractContextManager[None]] = (
-            torch.cuda.nvtx.range if plan.device.type == "cuda" else nullcontext
-        )
 
     @property
     def has_requests(self) -> bool:
@@ -148,6 +144,11 @@ class Engine:
             self._ahead = self._launch_ahead(launched)
         with self._stage("read tokens"):
             return self._finish(launched)
+
+    def _stage(self, name: str) -> AbstractContextManager[None]:
+        """A name over what the host does, for Nsight Systems."""
+        on_gpu = self.plan.device.type == "cuda"
+        return torch.cuda.nvtx.range(name) if on_gpu else nullcontext()  # type: ignore[no-untyped-call]
 
     def _launch(self) -> _Launched | None:
         planned = batch.order(self.scheduler.plan())
