@@ -148,7 +148,7 @@ class Engine:
     def _stage(self, name: str) -> AbstractContextManager[None]:
         """A name over what the host does, for Nsight Systems."""
         on_gpu = self.plan.device.type == "cuda"
-        return torch.cuda.nvtx.range(name) if on_gpu else nullcontext()  # type: ignore[no-untyped-call]
+        return torch.cuda.nvtx.range(name) if on_gpu else nullcontext()
 
     def _launch(self) -> _Launched | None:
         planned = batch.order(self.scheduler.plan())
