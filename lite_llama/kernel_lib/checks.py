@@ -24,7 +24,7 @@ def check_rank(name: str, x: Tensor, rank: int) -> None:
 
 def check_shape(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
     """Require an exact shape."""
-    if tuple(x.shape) != shape:
+    if x.shape != shape:
         raise OperatorError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
 
 

@@ -41,30 +41,25 @@ class Attention:
         return q
 
     def _attend(self, q: Tensor, batch: ForwardBatch, cache: LayerCache) -> Tensor:
-        num_decodes = batch.num_decode_seqs
-        outputs = []
-        if num_decodes:
-            outputs.append(
-                ops.attention_decode(
-                    q[:num_decodes],
-                    cache.k,
-                    cache.v,
-                    block_table=batch.block_table[:num_decodes],
-                    seq_lens=batch.seq_lens[:num_decodes],
-                    window=self.config.window,
-                )
-            )
-        if batch.max_q_len:
-            outputs.append(
-                ops.attention_prefill(
-                    q[num_decodes:],
-                    cache.k,
-                    cache.v,
-                    cu_seqlens_q=batch.cu_seqlens_q,
-                    seq_lens=batch.seq_lens[num_decodes:],
-                    max_q_len=batch.max_q_len,
-                    block_table=batch.block_table[num_decodes:],
-                    window=self.config.window,
-                )
-            )
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        num_decodes, table, lengths = batch.num_decode_seqs, batch.block_table, batch.seq_lens
+        if not batch.max_q_len:
+            return self._decode(q, table, lengths, cache)
+        prefilled = ops.attention_prefill(
+            q[num_decodes:],
+            cache.k,
+            cache.v,
+            cu_seqlens_q=batch.cu_seqlens_q,
+            seq_lens=lengths[num_decodes:],
+            max_q_len=batch.max_q_len,
+            block_table=table[num_decodes:],
+            window=self.config.window,
+        )
+        if not num_decodes:
+            return prefilled
+        decoded = self._decode(q[:num_decodes], table[:num_decodes], lengths[:num_decodes], cache)
+        return torch.cat((decoded, prefilled))
+
+    def _decode(self, q: Tensor, table: Tensor, lengths: Tensor, cache: LayerCache) -> Tensor:
+        return ops.attention_decode(
+            q, cache.k, cache.v, block_table=table, seq_lens=lengths, window=self.config.window
+        )

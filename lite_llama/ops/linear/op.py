@@ -47,7 +47,7 @@ def linear(x: Tensor, weight: Tensor | PackedWeight, bias: Tensor | None = None)
         y = kernel.linear(flat, packed.values, bias)
     else:
         y = reference.linear(flat, packed, bias)
-    return y.view(*x.shape[:-1], rows)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], rows)
 
 
 def linear_fp8(

@@ -8,12 +8,13 @@ def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
     half = cos_sin.shape[1] // 2
     cos, sin = _rows(cos_sin, positions).view(-1, 1, 2, half).unbind(2)
     for x in (_joined(q, k),) if _are_neighbours(q, k) else (q, k):
-        rotated = x[..., : 2 * half]
-        a, b = rotated[..., :half], rotated[..., half:]
-        turned = rotated.view(*x.shape[:-1], 2, half) * cos.unsqueeze(2)  # float32, as the table is
-        turned[..., 0, :].addcmul_(b, sin, value=-1)
-        turned[..., 1, :].addcmul_(a, sin)
-        rotated.copy_(turned.flatten(-2))
+        halves = x[..., : 2 * half].unflatten(-1, (2, half))
+        a, b = halves.unbind(-2)
+        turned = halves * cos.unsqueeze(2)  # float32, as the table is
+        first, second = turned.unbind(-2)
+        first.addcmul_(b, sin, value=-1)
+        second.addcmul_(a, sin)
+        halves.copy_(turned)
 
 
 def _rows(cos_sin: Tensor, positions: Tensor) -> Tensor:
