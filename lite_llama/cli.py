@@ -395,27 +395,42 @@ def bench_latency(
     prompt_len: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 100,
     gen_len: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
     compare: Annotated[str | None, typer.Option(help="transformers: measure it beside.")] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="The ladder from plain torch to the tuned chain.")
+    ] = False,
     dtype: DType = "auto",
     device: Device = "auto",
 ) -> None:
     """Time to first token and time a token, end to end."""
-    from lite_llama.bench import latency
+    from lite_llama.bench import ladder, latency
 
     if compare not in (None, "transformers"):
         raise ConfigError(f"--compare is {compare!r}, expected transformers")
-    sizes = batch.split(",")
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise ConfigError(f"--batch is {batch!r}, expected positive numbers such as 1,2,4")
+    sizes = _batch_sizes(batch)
+    if ablate:
+        if compare or device == "cpu":
+            raise ConfigError("--ablate goes with neither --compare nor --device cpu; leave one")
+        ladder.main(
+            model, preset=preset, batch=sizes, prompt_len=prompt_len, gen_len=gen_len, dtype=dtype
+        )
+        return
     latency.main(
         model,
         preset=preset,
-        batch=[int(size) for size in sizes],
+        batch=sizes,
         prompt_len=prompt_len,
         gen_len=gen_len,
         device=device,
         dtype=dtype,
         compare=compare is not None,
     )
+
+
+def _batch_sizes(batch: str) -> list[int]:
+    sizes = batch.split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise ConfigError(f"--batch is {batch!r}, expected positive numbers such as 1,2,4")
+    return [int(size) for size in sizes]
 
 
 @bench.command("serve")
@@ -456,6 +471,36 @@ def bench_serve(
         report.plot(samples, plot)
     if output is not None:
         output.write_text(json.dumps(asdict(summary), indent=2) + "\n")
+
+
+@app.command()
+def tune(
+    model: Annotated[
+        str | None, typer.Argument(help="Directory or .gguf file; the small default if absent.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Random weights in the shape of llama-3.2-1b, ...")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, some of 1,2,4,8.")] = "1,2,4,8",
+    site: Annotated[
+        str, typer.Option(help="all, or some of qkv,attention,o,gate_up,down,head.")
+    ] = "all",
+    context: Annotated[int, typer.Option(help="Keys of each sequence.")] = 256,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Try every combination of the given sites.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Table to write; the user's own if absent.")
+    ] = None,
+    dtype: DType = "auto",
+) -> None:
+    """Search how the kernels of a decode step are launched best on the present GPU."""
+    from lite_llama.tuning import run
+    from lite_llama.tuning.space import SITES
+
+    sites = SITES if site == "all" else tuple(site.split(","))
+    request = run.Request(tuple(_batch_sizes(batch)), sites, context, exhaustive, output)
+    run.main(model, preset, dtype, request)
 
 
 @app.command()

@@ -177,6 +177,7 @@ def diagnose() -> str:
             ("device", f"{device} {name}".strip()),
             ("free memory", f"{free_memory(device) / 2**30:.1f} GiB"),
             ("kernel cache", _kernel_cache()),
+            ("tuned launches", _tuned_launches()),
             ("default model", model),
         )
     )
@@ -189,6 +190,32 @@ def _kernel_cache() -> str:
         return "none: triton is not installed, so there is no GPU support"
     path = Path(knobs.cache.dir)
     return f"{path} ({'exists' if path.is_dir() else 'empty'})"
+
+
+def _tuned_launches() -> str:
+    """The tables of the present GPU: whose, how many entries, how many of other kernels."""
+    import torch
+
+    from lite_llama.kernel_lib import tuned
+    from lite_llama.kernel_lib.gpu import gpu_spec
+
+    if not torch.cuda.is_available():
+        return "none: no GPU"
+    gpu = gpu_spec(torch.device("cuda"))
+    found = []
+    for whose, folder in (("own", tuned.user_folder()), ("shipped", tuned.SHIPPED)):
+        path = folder / f"{gpu.slug}.json"
+        try:
+            entries = tuned.read(path)
+        except ConfigError as error:
+            return str(error)
+        stale = sum(entry.is_stale for entry in entries)
+        found.append(
+            f"{whose}: {len(entries)} entries, {stale} stale ({path})"
+            if entries
+            else f"none {whose} for {gpu.name}"
+        )
+    return "; ".join(found)
 
 
 def _version(package: str) -> str:

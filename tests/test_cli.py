@@ -195,10 +195,55 @@ def test_doctor_reports_the_machine(run: Callable[..., Result], smollm2_path: Pa
     assert __import__("torch").__version__ in report["torch"]
 
 
+def test_doctor_names_the_tuned_tables_of_a_gpu(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from lite_llama import inspection
+    from lite_llama.kernel_lib import gpu, tuned
+
+    assert "none: no GPU" in run("doctor").out
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(gpu, "gpu_spec", lambda _: gpu.B200)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "shipped")
+    assert inspection._tuned_launches() == "none own for NVIDIA B200; none shipped for NVIDIA B200"
+    tuned.SHIPPED.mkdir()
+    entry = (
+        '{"shape": {}, "dtype": "bfloat16", "batch": 1, "kernels": "%s", "sites": {}, '
+        '"measured": {}}'
+    )
+    entries = f"{entry % tuned.kernel_version()}, {entry % 'old'}"
+    (tuned.SHIPPED / "nvidia-b200.json").write_text(f'{{"entries": [{entries}]}}')
+    assert "shipped: 2 entries, 1 stale" in inspection._tuned_launches()
+    (tuned.SHIPPED / "nvidia-b200.json").write_text("{")
+    assert "cannot be read as JSON" in inspection._tuned_launches()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("tune", "--preset", "llama-3.2-1b"), "torch sees none"),
+        (("tune", "--batch", "3"), "--batch has 3"),
+        (("tune", "--batch", "x"), "--batch is 'x'"),
+        (("tune", "--site", "mlp"), "--site has 'mlp'"),
+        (("bench", "latency", "--ablate"), "torch sees no GPU"),
+        (("bench", "latency", "--ablate", "--compare", "transformers"), "--ablate goes with"),
+    ],
+)
+def test_what_needs_a_gpu_or_another_flag_is_one_line(
+    run: Callable[..., Result],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    word: str,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert_refused(run(*arguments), word)
+
+
 def test_help_names_every_command(run: Callable[..., Result]) -> None:
     result = run("--help")
     assert result.code == 0
-    assert all(name in result.out for name in ("generate", "chat", "inspect", "doctor"))
+    assert all(name in result.out for name in ("generate", "chat", "inspect", "tune", "doctor"))
     assert __version__ == "0.1.0"
 
 

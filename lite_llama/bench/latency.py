@@ -58,16 +58,17 @@ def main(
     engines: dict[str, Measure] = {"lite_llama": lambda p, n: measure_engine(engine, p, n)}
     if compare:
         engines["transformers"] = _peer(settings, model, preset).measure
+    floor = floor_s(engine, machine)
     for size in batch or [1]:
-        prompts = _prompts(size, prompt_len, engine.model.vocab_size)
-        results = _take_turns(engines, prompts, gen_len)
+        prompts = random_prompts(size, prompt_len, engine.model.vocab_size)
+        results = take_turns(engines, prompts, gen_len)
         case = f"{name} b{size} p{prompt_len} g{gen_len}"
         lines = [
-            _line(case, which, times, size, floor_s(engine, machine))
+            make_line(case, which, times, size, floor if which == "lite_llama" else 0.0)
             for which, times in results.items()
         ]
         for line in lines:
-            print(_row(line))
+            print(row(line))
         record.append(run, lines, log)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory of this process, all engines together: {peak_mib:.0f} MiB")
@@ -144,7 +145,7 @@ def resolve_cpu(settings: EngineConfig) -> bool:
     return settings.device == "cpu" or not torch.cuda.is_available()
 
 
-def _prompts(num_prompts: int, length: int, vocab_size: int) -> list[list[int]]:
+def random_prompts(num_prompts: int, length: int, vocab_size: int) -> list[list[int]]:
     """Distinct random prompts, the same in every run."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, min(vocab_size, 10000), (num_prompts, length), generator=generator)
@@ -152,9 +153,10 @@ def _prompts(num_prompts: int, length: int, vocab_size: int) -> list[list[int]]:
     return listed
 
 
-def _take_turns(
+def take_turns(
     engines: dict[str, Measure], prompts: list[list[int]], gen_len: int
 ) -> dict[str, list[tuple[float, float]]]:
+    """(seconds to the first token, seconds a step) of each round, by engine."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
     for measure in engines.values():
         measure(prompts, min(gen_len, 8))  # warm up
@@ -165,9 +167,13 @@ def _take_turns(
     return times
 
 
-def _line(
+def make_line(
     case: str, engine: str, times: list[tuple[float, float]], batch: int, floor: float
 ) -> dict[str, Any]:
+    """A line of the log from (seconds to the first token, seconds a step) of each round.
+
+    `floor`: least seconds of a step, 0 where it is not the engine's.
+    """
     steps = sorted(each for _, each in times)
     median = statistics.median(steps)
     return {
@@ -181,13 +187,14 @@ def _line(
         "tokens_per_s": round(batch / median, 2),
         **(
             {"floor_us": round(floor * 1e6, 2), "roof_fraction": round(floor / median, 4)}
-            if floor and engine == "lite_llama"
+            if floor
             else {}
         ),
     }
 
 
-def _row(line: dict[str, Any]) -> str:
+def row(line: dict[str, Any]) -> str:
+    """A line of the log for the terminal."""
     roof = f"  {line['roof_fraction']:6.1%} of roof" if "roof_fraction" in line else ""
     return (
         f"{line['case']:44} {line['engine']:14} {line['median_us'] / 1e3:9.3f} ms a token "

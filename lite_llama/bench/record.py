@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from lite_llama.kernel_lib.gpu import slug
+
 DEFAULT_FOLDER = Path("bench/log")
 
 
@@ -28,7 +30,7 @@ class Run:
     @property
     def slug(self) -> str:
         """The GPU's name as a file name: "NVIDIA H200" -> "nvidia-h200"."""
-        return "-".join(self.gpu.lower().replace("/", " ").split())
+        return slug(self.gpu)
 
 
 def describe_run(device: torch.device) -> Run:

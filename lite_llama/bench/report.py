@@ -51,6 +51,9 @@ def page(logs: dict[str, list[Line]]) -> str:
         if of(lines, "latency"):
             parts.append("### Latency, end to end")
             parts.append(latency_table(lines))
+        if of(lines, "ladder"):
+            parts.append("### From plain torch to the tuned chain")
+            parts.append(ladder_table(lines))
         if any(line["bench"].startswith("ops/") for line in lines):
             parts.append("### Operators")
             parts.append(operator_table(lines))
@@ -78,6 +81,24 @@ def latency_table(lines: Sequence[Line]) -> str:
     ]
     head = ("case", "engine", "ms a step", "tokens/s", "first token, ms", "share of the floor")
     return f"On {lines[0]['gpu']}:\n\n{table(head, rows)}"
+
+
+def ladder_table(lines: Sequence[Line]) -> str:
+    """Each rung of `bench latency --ablate` and how much faster it is than the one before."""
+    rows = []
+    for case in dict.fromkeys(line["case"] for line in of(lines, "ladder")):
+        steps = sorted(
+            (line for line in of(lines, "ladder") if line["case"] == case),
+            key=lambda line: str(line["engine"]),
+        )
+        for line, above in zip(steps, [steps[0], *steps], strict=False):
+            gain = above["median_us"] / line["median_us"]
+            tie = " (tie)" if line is not above and overlaps(line, above) else ""
+            share = f"{line['roof_fraction']:.0%}" if "roof_fraction" in line else ""
+            row = (case, line["engine"], f"{line['median_us'] / 1e3:.3f}", share)
+            rows.append((*row, f"{gain:.2f}{tie}"))
+    head = ("case", "rung", "ms a step", "share of the floor", "speed-up over the rung before")
+    return table(head, rows)
 
 
 def operator_table(lines: Sequence[Line]) -> str:

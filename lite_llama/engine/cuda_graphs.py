@@ -6,6 +6,8 @@ to the next recorded size with rows of length 0 whose slot is −1. Graphs are r
 first needed and share one memory pool.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,24 +16,41 @@ from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.request import Request
 from lite_llama.models import decode_chain
+from lite_llama.models.chain_launches import ChainLaunches
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.inputs import ForwardBatch
 
 _NUM_FIELDS = 4  # token id, position, slot, length
 
 
-class DecodeGraphs:
-    """Recorded decode steps of one model."""
+# The launches of a step's fused chain by its batch size; None: the separate operators.
+Choose = Callable[[Decoder, int], ChainLaunches | None]
 
-    def __init__(self, decoder: Decoder, kv_cache: KVCache, plan: EnginePlan) -> None:
+
+class DecodeGraphs:
+    """Recorded decode steps of one model.
+
+    Every graph reads `fields` int64 [4, max_num_seqs] (token ids, positions, slots, lengths) and
+    `table` int32 [max_num_seqs, blocks].
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        kv_cache: KVCache,
+        plan: EnginePlan,
+        choose: Choose = decode_chain.engine_launches,
+    ) -> None:
         device, rows = plan.device, plan.max_num_seqs
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._plan = plan
         self._sizes = [size for size in (1, 2, 4) if size < rows] + [*range(8, rows, 8), rows]
-        self._fields = torch.zeros((_NUM_FIELDS, rows), dtype=torch.int64, device=device)
+        # Now, so that a bad table of launches is found before any step.
+        self._launches = {size: choose(decoder, size) for size in self._sizes}
+        self.fields = torch.zeros((_NUM_FIELDS, rows), dtype=torch.int64, device=device)
         width = -(-plan.max_model_len // plan.block_size)
-        self._table = torch.zeros((rows, width), dtype=torch.int32, device=device)
+        self.table = torch.zeros((rows, width), dtype=torch.int32, device=device)
         # A copy to the device reads its source later: two sources take turns, and a step is
         # launched only after the one before the last has been read back.
         self._staging = [
@@ -62,14 +81,15 @@ class DecodeGraphs:
         count = len(requests)
         size = next(size for size in self._sizes if size >= count)
         if (size, greedy) not in self._recorded:
-            self._recorded[size, greedy] = self._record(size, greedy=greedy)
+            recorded = self.record(size, self._launches[size], greedy=greedy)
+            self._recorded[size, greedy] = recorded
             self._drawn = None
         self._write_table(requests)
         self._write_fields(requests, positions, size)
         if token_ids is not self._drawn:
             if not isinstance(token_ids, Tensor):
                 token_ids = torch.tensor(token_ids).pin_memory()
-            self._fields[0, :count].copy_(token_ids, non_blocking=True)
+            self.fields[0, :count].copy_(token_ids, non_blocking=True)
         graph, result = self._recorded[size, greedy]
         graph.replay()
         result = result[:count]
@@ -91,7 +111,7 @@ class DecodeGraphs:
             [position + 1 for position in positions] + [0] * padding,
         ]
         staging[:, :size] = torch.tensor(rows)
-        self._fields[1:].copy_(staging, non_blocking=True)
+        self.fields[1:].copy_(staging, non_blocking=True)
 
     def _write_table(self, requests: list[Request]) -> None:
         owner = [(request.request_id, len(request.blocks)) for request in requests]
@@ -100,44 +120,47 @@ class DecodeGraphs:
         self._table_owner = owner
         width = max(len(request.blocks) for request in requests)
         rows = [request.blocks + [0] * (width - len(request.blocks)) for request in requests]
-        self._table[: len(rows), :width] = torch.tensor(rows, dtype=torch.int32)
+        self.table[: len(rows), :width] = torch.tensor(rows, dtype=torch.int32)
 
-    def _record(self, size: int, *, greedy: bool = False) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def record(
+        self, size: int, launches: ChainLaunches | None, *, greedy: bool = False
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """A step of `size` sequences, and where it leaves its logits (or tokens; see `launch`)."""
         # Kernels compile, and their scratch buffers appear, before the recording.
-        self._fields[:, :size].zero_()
-        self._fields[2, :size] = -1
+        self.fields[:, :size].zero_()
+        self.fields[2, :size] = -1
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._forward(size, greedy=greedy)
+            self.forward(size, launches, greedy=greedy)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            result = self._forward(size, greedy=greedy)
+            result = self.forward(size, launches, greedy=greedy)
         return graph, result
 
-    def _forward(self, size: int, *, greedy: bool) -> Tensor:
-        logits = self._logits(size)
+    def forward(self, size: int, launches: ChainLaunches | None, *, greedy: bool = False) -> Tensor:
+        """The same step, launched from the host."""
+        logits = self._logits(size, launches)
         if not greedy:
             return logits
         tokens = ops.argmax(logits)[1]
-        self._fields[0, :size].copy_(tokens)  # where the next step reads them
+        self.fields[0, :size].copy_(tokens)  # where the next step reads them
         return tokens
 
-    def _logits(self, size: int) -> Tensor:
-        token_ids, positions, slots, lengths = (field[:size] for field in self._fields)
+    def _logits(self, size: int, launches: ChainLaunches | None) -> Tensor:
+        token_ids, positions, slots, lengths = (field[:size] for field in self.fields)
         inputs = ForwardBatch(
             token_ids=token_ids,
             positions=positions,
             slot_mapping=slots,
-            block_table=self._table[:size],
+            block_table=self.table[:size],
             seq_lens=lengths,
             cu_seqlens_q=lengths[:1],
             logits_rows=None,
             num_decode_seqs=size,
             max_q_len=0,
         )
-        if decode_chain.fits(self._decoder, size):
-            launches = decode_chain.choose_launches(self._decoder.config, size)
-            return decode_chain.forward(self._decoder, inputs, self._kv_cache, launches)
-        return self._decoder.forward(inputs, self._kv_cache)
+        if launches is None:
+            return self._decoder.forward(inputs, self._kv_cache)
+        return decode_chain.forward(self._decoder, inputs, self._kv_cache, launches)

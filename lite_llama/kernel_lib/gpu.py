@@ -24,6 +24,16 @@ class GpuSpec:
         """Programmatic dependent launch exists from Hopper on."""
         return self.capability >= (9, 0)
 
+    @property
+    def slug(self) -> str:
+        """The name as a file name."""
+        return slug(self.name)
+
+
+def slug(name: str) -> str:
+    """A device's name as a file name: "NVIDIA H200" -> "nvidia-h200"."""
+    return "-".join(name.lower().replace("/", " ").split())
+
 
 # Data sheets and the CUDA programming guide's table of compute capabilities.
 A100 = GpuSpec("NVIDIA A100", (8, 0), 108, 40 * _MIB, 163 * _KIB)

@@ -6,50 +6,17 @@ while the one before it ends. Kernels of the chain wait before they touch anythi
 wrote, and no kernel in it is launched without that wait, so the order of the chain is total.
 """
 
-from dataclasses import dataclass, replace
-
 from torch import Tensor
 
 from lite_llama import ops
 from lite_llama.cache.kv_cache import KVCache, LayerCache
-from lite_llama.kernel_lib.gemv_launch import MAX_TOKENS, GemvLaunch, choose_gemv
+from lite_llama.kernel_lib.gemv_launch import MAX_TOKENS, GemvLaunch
+from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.layouts.dense import DenseWeight
-from lite_llama.models.config import ModelConfig
+from lite_llama.models.chain_launches import ChainLaunches, find_launches
 from lite_llama.models.decoder import Block, Decoder
 from lite_llama.models.inputs import ForwardBatch
 from lite_llama.models.layers import Linear
-from lite_llama.ops.attention_decode.launch import Launch as AttentionLaunch
-
-
-@dataclass(frozen=True)
-class ChainLaunches:
-    """How each kernel of the chain is launched; attention None: as its operator chooses."""
-
-    qkv: GemvLaunch
-    o: GemvLaunch
-    gate_up: GemvLaunch
-    down: GemvLaunch
-    head: GemvLaunch
-    attention: AttentionLaunch | None = None
-
-
-def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
-    """Launches for a model and batch size on any GPU; pure."""
-    hidden, heads = config.hidden_size, config.num_q_heads + 2 * config.num_kv_heads
-
-    # Where the next kernel may start: see docs/lab/decode_chain.md.
-    overlap = 0.0 if num_tokens <= 2 else 0.5
-
-    def choose(num_rows: int, num_columns: int) -> GemvLaunch:
-        return replace(choose_gemv(num_rows, num_columns, num_tokens), overlap=overlap)
-
-    return ChainLaunches(
-        qkv=replace(choose(heads * config.head_dim // 2, hidden), overlap=1.0),
-        o=choose(hidden, config.num_q_heads * config.head_dim),
-        gate_up=choose(config.intermediate_size, hidden),
-        down=choose(hidden, config.intermediate_size),
-        head=choose(config.vocab_size, hidden),
-    )
 
 
 def fits(decoder: Decoder, num_tokens: int) -> bool:
@@ -66,6 +33,14 @@ def fits(decoder: Decoder, num_tokens: int) -> bool:
             for linear in linears
         )
     )
+
+
+def engine_launches(decoder: Decoder, num_tokens: int) -> ChainLaunches | None:
+    """What the engine launches for a step of so many tokens; None: the separate operators."""
+    if not fits(decoder, num_tokens):
+        return None
+    gpu = gpu_spec(decoder.final_norm.weight.device)
+    return find_launches(decoder.config, decoder.dtype, num_tokens, gpu)
 
 
 def forward(
@@ -91,7 +66,7 @@ def _block(
         block_table=batch.block_table,
         seq_lens=batch.seq_lens,
         window=attention.config.window,
-        overlap=True,
+        overlap=launches.attention_overlap,
         launch=launches.attention,
     )
     x = ops.linear_add(
@@ -123,7 +98,7 @@ def _queries(
             k_cache=cache.k,
             v_cache=cache.v,
             slot_mapping=batch.slot_mapping,
-            overlap=True,
+            overlap=launch.overlap >= 0,
         )
     return ops.norm_qkv(
         x,

@@ -7,6 +7,7 @@ import torch
 
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.models import decode_chain
+from lite_llama.models.chain_launches import choose_launches
 from lite_llama.models.config import ModelConfig, RopeConfig
 from lite_llama.models.inputs import ForwardBatch
 from lite_llama.models.loader import Precision, random_decoder
@@ -74,7 +75,7 @@ def test_a_step_gives_the_decoders_logits_and_cache(changes: dict[str, object]) 
         for layer in cache.layers:
             layer.k.fill_(0.25), layer.v.fill_(0.5)
     want = decoder.forward(step, caches[0])
-    got = decode_chain.forward(decoder, step, caches[1], decode_chain.choose_launches(config, 1))
+    got = decode_chain.forward(decoder, step, caches[1], choose_launches(config, 1))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         written = slice(2 * BLOCK_SIZE, 2 * BLOCK_SIZE + 2)  # block 2 holds positions 8 and 9
@@ -103,7 +104,7 @@ def test_a_step_of_two_sequences_gives_the_decoders_logits() -> None:
         for layer in cache.layers:
             layer.k.fill_(0.25), layer.v.fill_(0.5)
     want = decoder.forward(step, caches[0])
-    got = decode_chain.forward(decoder, step, caches[1], decode_chain.choose_launches(BASE, 2))
+    got = decode_chain.forward(decoder, step, caches[1], choose_launches(BASE, 2))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 

@@ -1,0 +1,147 @@
+"""How each kernel of the decode chain is launched: as fits the shape, or as a table says; pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from torch import dtype
+
+from lite_llama.errors import ConfigError
+from lite_llama.kernel_lib import tuned
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
+from lite_llama.kernel_lib.gpu import GpuSpec
+from lite_llama.models.config import ModelConfig
+from lite_llama.ops.attention_decode.launch import Launch as AttentionLaunch
+from lite_llama.ops.attention_decode.launch import Problem
+from lite_llama.ops.attention_decode.launch import choose_launch as choose_attention
+
+
+@dataclass(frozen=True)
+class ChainLaunches:
+    """How each kernel of the chain is launched; attention None: as its operator chooses.
+
+    `attention_overlap`: attention is a programmatic dependent, as the others are by their
+    `overlap` >= 0.
+    """
+
+    qkv: GemvLaunch
+    o: GemvLaunch
+    gate_up: GemvLaunch
+    down: GemvLaunch
+    head: GemvLaunch
+    attention: AttentionLaunch | None = None
+    attention_overlap: bool = True
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(rows or row pairs, columns) of each product's weight, by site, in the chain's order."""
+    heads = config.num_q_heads + 2 * config.num_kv_heads
+    return {
+        "qkv": (heads * config.head_dim // 2, config.hidden_size),
+        "o": (config.hidden_size, config.q_size),
+        "gate_up": (config.intermediate_size, config.hidden_size),
+        "down": (config.hidden_size, config.intermediate_size),
+        "head": (config.vocab_size, config.hidden_size),
+    }
+
+
+def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
+    """Launches for a model and batch size on any GPU; pure."""
+    # Where the next kernel may start: see docs/lab/decode_chain.md.
+    overlap = 0.0 if num_tokens <= 2 else 0.5
+    products = {
+        site: replace(choose_gemv(*shape, num_tokens), overlap=1.0 if site == "qkv" else overlap)
+        for site, shape in weight_shapes(config).items()
+    }
+    return ChainLaunches(**products)  # type: ignore[arg-type]
+
+
+def find_launches(
+    config: ModelConfig, activations: dtype, num_tokens: int, gpu: GpuSpec
+) -> ChainLaunches:
+    """The launches tuned for this model, dtype, batch size and GPU, else `choose_launches`.
+
+    ConfigError where a table cannot be read.
+    """
+    entry = tuned.find(gpu, tuned_shape(config), dtype_name(activations), num_tokens)
+    if entry is None:
+        return choose_launches(config, num_tokens)
+    return read_launches(entry.sites, f"{entry.where}.sites")
+
+
+def tuned_shape(config: ModelConfig) -> dict[str, int]:
+    """What of a model its launches depend on: the key of an entry in a table."""
+    names = (
+        "hidden_size", "intermediate_size", "num_layers", "num_q_heads", "num_kv_heads",
+        "head_dim", "vocab_size", "qkv_bias", "o_bias", "qk_norm",
+    )  # fmt: skip
+    return {name: int(getattr(config, name)) for name in names}
+
+
+def dtype_name(activations: dtype) -> str:
+    """ "bfloat16" for torch.bfloat16."""
+    return str(activations).removeprefix("torch.")
+
+
+def read_launches(sites: Mapping[str, Any], where: str) -> ChainLaunches:
+    """Launches from JSON values as `dataclasses.asdict` makes them; ConfigError names the key."""
+    known = set(ChainLaunches.__dataclass_fields__)
+    for site in known ^ set(sites):
+        raise ConfigError(
+            f"{where}.{site} is {'missing' if site in known else 'unknown'}, expected "
+            f"{', '.join(ChainLaunches.__dataclass_fields__)}; tune again or delete it"
+        )
+    overlap = sites["attention_overlap"]
+    if not isinstance(overlap, bool):
+        raise ConfigError(f"{where}.attention_overlap is {overlap!r}, expected true or false")
+    attention = sites["attention"]
+    return ChainLaunches(
+        **{
+            site: tuned.launch(GemvLaunch, sites[site], f"{where}.{site}")
+            for site in known - {"attention", "attention_overlap"}
+        },
+        attention=None
+        if attention is None
+        else tuned.launch(AttentionLaunch, attention, f"{where}.attention"),
+        attention_overlap=overlap,
+    )
+
+
+def settle_attention(
+    launches: ChainLaunches, config: ModelConfig, problem: tuple[int, dtype, int], gpu: GpuSpec
+) -> ChainLaunches:
+    """The same launches with attention's spelled out, as its operator would choose it.
+
+    `problem`: sequences, dtype, and tokens that a row of the block table can hold.
+    """
+    num_seqs, activations, max_kv_len = problem
+    found = Problem(
+        num_seqs=num_seqs,
+        num_kv_heads=config.num_kv_heads,
+        q_per_kv=config.num_q_heads // config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=activations,
+        max_kv_len=max_kv_len,
+        in_chain=True,
+    )
+    return replace(launches, attention=launches.attention or choose_attention(found, gpu))
+
+
+def without_overlap(launches: ChainLaunches) -> ChainLaunches:
+    """The same tiles in plain launches: the baseline without programmatic dependent launch."""
+    return replace(_with(launches, overlap=-1.0), attention_overlap=False)
+
+
+def without_early_loads(launches: ChainLaunches) -> ChainLaunches:
+    """Every kernel a dependent launch, none of whose products loads weights before its wait."""
+    changed = _with(launches, overlap=0.0, preload=False, prefetch=0.0)
+    return replace(changed, attention_overlap=True)
+
+
+def _with(launches: ChainLaunches, **changes: float) -> ChainLaunches:
+    products = {
+        field.name: replace(value, **changes)  # type: ignore[arg-type]
+        for field in fields(launches)
+        if isinstance(value := getattr(launches, field.name), GemvLaunch)
+    }
+    return replace(launches, **products)  # type: ignore[arg-type]

@@ -1,0 +1,225 @@
+"""What may be tried at each site of the chain; pure."""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Any
+
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch
+from lite_llama.kernel_lib.gpu import GpuSpec
+from lite_llama.models.chain_launches import ChainLaunches, weight_shapes, without_early_loads
+from lite_llama.models.config import ModelConfig
+from lite_llama.ops.attention_decode.launch import Launch
+
+SITES = ("qkv", "attention", "o", "gate_up", "down", "head")
+# Sites whose kernels follow each other; a layer's down comes before the next one's qkv.
+NEIGHBOURS = (
+    ("qkv", "attention"),
+    ("attention", "o"),
+    ("o", "gate_up"),
+    ("gate_up", "down"),
+    ("down", "qkv"),
+    ("down", "head"),
+)
+RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+# Values a thread holds of a tile in registers: fewer leave the loads short, more spill.
+_VALUES_PER_THREAD = {1: (16, 32, 64), 2: (16, 32), 4: (16,)}
+# Bytes of weight tiles in flight through shared memory, a program.
+_BYTES_IN_FLIGHT = (16 << 10, 100 << 10)
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """The attention site's two fields of a chain as one value."""
+
+    launch: Launch
+    overlap: bool
+
+
+Site = GemvLaunch | AttentionSite
+
+
+def get(chain: ChainLaunches, site: str) -> Site:
+    """What a chain launches at a site; its attention must be settled."""
+    if site != "attention":
+        product: GemvLaunch = getattr(chain, site)
+        return product
+    if chain.attention is None:
+        raise AssertionError("the attention launch is not settled")
+    return AttentionSite(chain.attention, chain.attention_overlap)
+
+
+def put(chain: ChainLaunches, site: str, value: Site) -> ChainLaunches:
+    """The chain with another launch at a site."""
+    if isinstance(value, AttentionSite):
+        return replace(chain, attention=value.launch, attention_overlap=value.overlap)
+    return replace(chain, **{site: value})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Candidates for one model, batch size and GPU; `element_bytes` of a weight."""
+
+    config: ModelConfig
+    num_tokens: int
+    element_bytes: int
+    gpu: GpuSpec
+
+    def identity(self, site: str, value: Site) -> Hashable:
+        """Equal for launches that are one and the same to the GPU: few tiles, few triggers."""
+        if isinstance(value, AttentionSite):
+            return value.launch, value.overlap and self.gpu.has_pdl
+        if value.overlap < 0 or not self.gpu.has_pdl:
+            value = replace(value, overlap=-1.0, preload=True, prefetch=0.0)
+        constants = value.constants(weight_shapes(self.config)[site][1], self.gpu)
+        return value.block_n, tuple(sorted(constants.items()))
+
+    def distinct(self, site: str, values: Iterable[Site]) -> list[Site]:
+        """The values that differ to the GPU, in their order."""
+        found: dict[Hashable, Site] = {}
+        for value in values:
+            found.setdefault(self.identity(site, value), value)
+        return list(found.values())
+
+    def tiles(self, site: str, value: Site) -> list[Site]:
+        """Other tiles, launched in the mode of `value`; that one comes first."""
+        if isinstance(value, AttentionSite):
+            found: Iterable[Site] = self._attention_tiles(value)
+        else:
+            found = self._product_tiles(site, value)
+        return self.distinct(site, [value, *found])
+
+    def coordinates(self, site: str) -> list[Callable[[Any], list[Site]]]:
+        """What is varied of a tile, one after the other: each gives all values of a coordinate."""
+        if site == "attention":
+            return [_programs, _attention_modes]
+        return [_modes, _overlaps, _prefetches, _switches]
+
+    def everything(self, site: str, value: Site) -> list[Site]:
+        """Every tile in every mode, for an exhaustive search."""
+        found = self.tiles(site, value)
+        for vary in self.coordinates(site):
+            found = self.distinct(site, [*found, *(other for one in found for other in vary(one))])
+        return found
+
+    def _product_tiles(self, site: str, value: GemvLaunch) -> Iterator[GemvLaunch]:
+        num_rows, num_columns = weight_shapes(self.config)[site]
+        widest = 1 << (num_columns - 1).bit_length()
+        # Programs of qkv own rotary pairs, but for models whose q/k norms need whole heads.
+        pairs = site == "gate_up" or (site == "qkv" and not self.config.qk_norm)
+        rows_each = 2 if pairs else 1
+        for block_n, block_k, num_warps in self._register_tiles(num_rows, widest, rows_each):
+            tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps)
+            yield tile if value.num_stages == 0 else replace(tile, num_stages=0, prefetch=0.0)
+        if self.num_tokens == 1:
+            return
+        for block_n, block_k, num_warps, stages in self._shared_tiles(widest, rows_each):
+            tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps)
+            if value.num_stages == 0:
+                tile = replace(tile, prefetch=1.0)
+            yield replace(tile, num_stages=stages)
+
+    def _register_tiles(
+        self, num_rows: int, widest: int, rows_each: int
+    ) -> Iterator[tuple[int, int, int]]:
+        block_rows = (4, 8, 16) if num_rows >= 65536 else (1, 2, 4)
+        wanted = _VALUES_PER_THREAD.get(self.num_tokens, ())
+        for block_n in block_rows:
+            for block_k in (512, 1024, 2048, 4096):
+                for num_warps in (1, 2, 4, 8, 16):
+                    values = block_n * rows_each * block_k // (32 * num_warps)
+                    if block_k <= max(widest, 512) and values in wanted:
+                        yield block_n, block_k, num_warps
+
+    def _shared_tiles(self, widest: int, rows_each: int) -> Iterator[tuple[int, int, int, int]]:
+        most = min(_BYTES_IN_FLIGHT[1], self.gpu.shared_bytes_per_block)
+        for rows in (16, 32, 64):
+            for block_k in (128, 256, 512):
+                tile_bytes = rows * block_k * self.element_bytes
+                for stages in (4, 6):
+                    if block_k > widest or not _BYTES_IN_FLIGHT[0] <= tile_bytes * stages <= most:
+                        continue
+                    for num_warps in (1, 2, 4, 8):
+                        if 64 <= tile_bytes // (32 * num_warps) <= 128:
+                            yield rows // rows_each, block_k, num_warps, stages
+
+    def _attention_tiles(self, value: AttentionSite) -> Iterator[AttentionSite]:
+        for block_n in (32, 64, 128):
+            for min_chunk in (64, 128, 256):
+                for num_warps in (2, 4, 8):
+                    for num_stages in (2, 3, 5):
+                        # A chunk holds whole tiles; a warp of a small tile has nothing to do.
+                        if min_chunk < block_n or (num_warps == 8) > (block_n == 128):
+                            continue
+                        launch = replace(
+                            value.launch, min_chunk=min_chunk, block_n=block_n,
+                            num_warps=num_warps, num_stages=num_stages,
+                        )  # fmt: skip
+                        yield replace(value, launch=launch)
+
+
+def _modes(value: GemvLaunch) -> list[Site]:
+    """No dependent launch, one without early loads, and one with each kind of early load."""
+    on = replace(value, overlap=max(value.overlap, 0.0))
+    loads = [
+        replace(on, preload=preload, prefetch=prefetch)
+        # A tile that goes through shared memory is never loaded before the wait.
+        for preload in ((False, True) if value.num_stages == 0 else (value.preload,))
+        for prefetch in (0.0, 1.0)
+    ]
+    return [replace(value, overlap=-1.0), *loads]
+
+
+def _overlaps(value: GemvLaunch) -> list[Site]:
+    return [replace(value, overlap=ratio) for ratio in RATIOS if value.overlap >= 0]
+
+
+def _prefetches(value: GemvLaunch) -> list[Site]:
+    return [replace(value, prefetch=ratio) for ratio in RATIOS if value.overlap >= 0]
+
+
+def _switches(value: GemvLaunch) -> list[Site]:
+    """Each field that is true or false, turned."""
+    return [
+        replace(value, **{field.name: not getattr(value, field.name)})
+        for field in fields(value)
+        if field.type is bool
+        and value.overlap >= 0
+        and (field.name != "preload" or value.num_stages == 0)
+    ]
+
+
+def _programs(value: AttentionSite) -> list[Site]:
+    most = value.launch.max_chunks
+    counts = [1 << i for i in range(most.bit_length()) if 1 << i <= most]
+    return [
+        replace(value, launch=replace(value.launch, programs_per_head=count)) for count in counts
+    ]
+
+
+def _attention_modes(value: AttentionSite) -> list[Site]:
+    return [replace(value, overlap=overlap) for overlap in (False, True)]
+
+
+def describe(value: Site) -> str:
+    """A launch in a few words, for tables."""
+    if isinstance(value, AttentionSite):
+        launch = value.launch
+        return (
+            f"chunks <= {launch.max_chunks} of >= {launch.min_chunk}, "
+            f"{launch.programs_per_head} programs, {launch.block_n} keys, "
+            f"{launch.num_warps} warps, {launch.num_stages} stages, "
+            f"{'PDL' if value.overlap else 'plain'}"
+        )
+    tile = f"{value.block_n} x {value.block_k}, {value.num_warps} warps"
+    if value.num_stages:
+        tile += f", {value.num_stages} stages"
+    if value.overlap < 0:
+        return f"{tile}, plain"
+    early = ["preload"] if value.preload and not value.num_stages else []
+    early += [f"prefetch {value.prefetch:g}"] if value.prefetch else []
+    return f"{tile}, PDL, overlap {value.overlap:g}" + "".join(f", {word}" for word in early)
+
+
+def arithmetic(chain: ChainLaunches) -> Hashable:
+    """Equal for chains that sum in the same order: their results are equal bit by bit."""
+    return astuple(without_early_loads(chain))

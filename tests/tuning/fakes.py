@@ -1,0 +1,69 @@
+"""A model of a GPU for the search: a chain's time is what a function says."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from lite_llama.kernel_lib.gpu import H200
+from lite_llama.models.chain_launches import ChainLaunches, choose_launches, settle_attention
+from lite_llama.models.config import ModelConfig, RopeConfig
+from lite_llama.tuning.search import Rejected, Timing
+from lite_llama.tuning.space import Space
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=128256,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_layers=16,
+    num_q_heads=32,
+    num_kv_heads=8,
+    head_dim=64,
+    norm_eps=1e-5,
+    max_positions=131072,
+    rope=RopeConfig(theta=5e5, rotary_dim=64),
+)
+
+
+def start(num_tokens: int = 1) -> ChainLaunches:
+    """The chain's default launches on an H200."""
+    chosen = choose_launches(CONFIG, num_tokens)
+    return settle_attention(chosen, CONFIG, (num_tokens, torch.bfloat16, 131072), H200)
+
+
+def space(num_tokens: int = 1) -> Space:
+    return Space(CONFIG, num_tokens, 2, H200)
+
+
+@dataclass
+class FakeMeter:
+    """A `Measure` whose spread is ± `noise` of the ratio."""
+
+    cost: Callable[[ChainLaunches], float]
+    noise: float = 0.001
+    wrong: Callable[[ChainLaunches], bool] = lambda _: False
+    calls: list[ChainLaunches] = field(default_factory=list)
+    longer: int = 0
+
+    def __call__(
+        self, candidate: ChainLaunches, incumbent: ChainLaunches, *, longer: bool
+    ) -> Timing:
+        self.calls.append(candidate)
+        self.longer += longer
+        if self.wrong(candidate):
+            raise Rejected("wrong result: NMSE 1")
+        ms = self.cost(candidate)
+        ratio = ms / self.cost(incumbent)
+        return Timing(ms, ratio, ratio - self.noise, ratio + self.noise)
+
+
+def samples(values: Sequence[float]) -> tuple[Callable[[], float], list[float]]:
+    """A sampler of these values in turn, and the list of those that were drawn."""
+    drawn: list[float] = []
+
+    def sample() -> float:
+        drawn.append(values[len(drawn) % len(values)])
+        return drawn[-1]
+
+    return sample, drawn

@@ -1,0 +1,94 @@
+"""Candidates: what is in them, and that none is there twice."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch
+from lite_llama.kernel_lib.gpu import A100
+from lite_llama.models.chain_launches import without_early_loads, without_overlap
+from lite_llama.tuning.space import SITES, AttentionSite, arithmetic, describe, get, put
+from tests.tuning.fakes import CONFIG, space, start
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 4, 8])
+def test_a_site_has_a_searchable_number_of_tiles_that_all_differ(num_tokens: int) -> None:
+    for site in SITES:
+        here = space(num_tokens)
+        tiles = here.tiles(site, get(start(num_tokens), site))
+        assert tiles[0] == get(start(num_tokens), site)
+        assert 12 <= len(tiles) <= 65, (site, len(tiles))
+        assert len({here.identity(site, tile) for tile in tiles}) == len(tiles)
+
+
+def test_tensor_core_tiles_are_for_batches_and_register_tiles_for_up_to_four() -> None:
+    stages = {
+        n: {bool(tile.num_stages) for tile in space(n).tiles("o", start(n).o)} for n in (1, 2, 4, 8)
+    }
+    assert stages == {1: {False}, 2: {False, True}, 4: {False, True}, 8: {True}}
+
+
+def test_qkv_of_a_model_with_head_norms_has_rows_and_no_pairs() -> None:
+    normed = replace(space(), config=replace(CONFIG, qk_norm=True))
+    threads = {
+        rows_each: {
+            tile.block_n * rows_each * tile.block_k // (32 * tile.num_warps)
+            for tile in here.tiles("qkv", get(start(), "qkv"))[1:]
+            if isinstance(tile, GemvLaunch)
+        }
+        for rows_each, here in ((2, space()), (1, normed))
+    }
+    assert threads == {2: {16, 32, 64}, 1: {16, 32, 64}}
+
+
+def test_ratios_that_mean_the_same_tile_are_one_candidate() -> None:
+    one_tile = GemvLaunch(1, 2048, 2, overlap=0.0)
+    overlaps = [replace(one_tile, overlap=ratio) for ratio in (0.0, 0.4, 1.0)]
+    assert space().distinct("qkv", overlaps) == overlaps[:1]
+    four_tiles = [replace(value, block_k=512) for value in overlaps]
+    assert space().distinct("qkv", four_tiles) == four_tiles
+
+
+def test_without_dependent_launch_there_are_no_modes() -> None:
+    old = replace(space(), gpu=A100)
+    value = GemvLaunch(1, 512, 1, overlap=0.0)
+    for vary in old.coordinates("qkv"):
+        assert old.distinct("qkv", [value, *vary(value)]) == [value]
+
+
+def test_every_mode_is_reached_from_a_tile() -> None:
+    value = GemvLaunch(1, 512, 1, overlap=0.0)
+    modes = {(v.overlap, v.preload, v.prefetch) for v in space().coordinates("o")[0](value)}
+    assert modes == {
+        (-1.0, True, 0.0), (0.0, False, 0.0), (0.0, True, 0.0), (0.0, False, 1.0), (0.0, True, 1.0),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WiderLaunch(GemvLaunch):
+    """What a kernel with one more switch would take."""
+
+    swizzled: bool = False
+
+
+def test_a_switch_that_is_added_to_the_launch_is_searched() -> None:
+    value = WiderLaunch(1, 512, 1, overlap=0.0)
+    assert replace(value, swizzled=True) in space().coordinates("o")[-1](value)
+
+
+def test_modes_leave_the_arithmetic_alone_and_tiles_do_not() -> None:
+    chain = start()
+    assert arithmetic(without_overlap(chain)) == arithmetic(chain)
+    assert arithmetic(without_early_loads(chain)) == arithmetic(chain)
+    early = replace(chain, down=replace(chain.down, prefetch=0.6, overlap=0.2))
+    assert arithmetic(early) == arithmetic(chain)
+    assert arithmetic(replace(chain, down=replace(chain.down, num_warps=8))) != arithmetic(chain)
+
+
+def test_the_baseline_has_no_dependent_launch_at_any_site() -> None:
+    plain = without_overlap(start())
+    for site in SITES:
+        value = get(plain, site)
+        assert not value.overlap if isinstance(value, AttentionSite) else value.overlap == -1.0
+        assert "plain" in describe(value)
+        assert put(plain, site, value) == plain
