@@ -8,7 +8,7 @@ def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
     half = cos_sin.shape[1] // 2
     cos, sin = _rows(cos_sin, positions).view(-1, 1, 2, half).unbind(2)
     for x in (_joined(q, k),) if _are_neighbours(q, k) else (q, k):
-        halves = x[..., : 2 * half].unflatten(-1, (2, half))
+        halves = x[..., : 2 * half].view(*x.shape[:-1], 2, half)
         a, b = halves.unbind(-2)
         turned = halves * cos.unsqueeze(2)  # float32, as the table is
         first, second = turned.unbind(-2)
