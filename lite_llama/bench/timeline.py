@@ -6,6 +6,8 @@ steps carry the stages' names as NVTX ranges.
 """
 
 import argparse
+import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from lite_llama.bench.latency import build_engine
 from lite_llama.engine.config import EngineConfig
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.errors import ConfigError
 
 _WARM_STEPS, _STEPS, _DRAWN_STEPS = 20, 40, 3
 
@@ -51,13 +54,22 @@ def record(engine: Engine, prompt_len: int) -> list[Span]:
     for _ in range(_WARM_STEPS):
         engine.step()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(_STEPS):
             engine.step()
         torch.cuda.synchronize()
     engine.abort("0")
-    events = [event for event in profiler.events() if event.device_type.name == "CUDA"]
-    spans = [Span(e.name, e.time_range.start, e.time_range.end) for e in events]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    spans = [
+        Span(event["name"], event["ts"], event["ts"] + event["dur"])
+        for event in events
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
+    ]
+    if not spans:
+        raise ConfigError("the profiler saw no kernel; check that CUPTI works on this machine")
     return sorted(spans, key=lambda span: span.start)
 
 
