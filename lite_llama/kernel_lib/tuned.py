@@ -20,7 +20,8 @@ from lite_llama.kernel_lib.gpu import GpuSpec
 
 # Batch sizes that are tuned; one between them takes the launches of the next.
 BATCHES = (1, 2, 4, 8)
-SHIPPED = Path(__file__).parents[1] / "tuned"
+_PACKAGE = Path(__file__).parent.parent
+SHIPPED = _PACKAGE / "tuned"
 # The kernels of the decode chain, from the package's root.
 KERNELS = (
     "kernel_lib/decode_*.py",
@@ -140,8 +141,7 @@ def _malformed(where: str, value: Any, expected: str) -> ConfigError:
 @cache
 def kernel_version() -> str:
     """Hash of the chain's kernels, the same whatever their comments and line breaks."""
-    root = SHIPPED.parent
-    found = [path for pattern in KERNELS for path in sorted(root.glob(pattern))]
+    found = [path for pattern in KERNELS for path in sorted(_PACKAGE.glob(pattern))]
     digest = hashlib.sha256()
     for path in found:
         digest.update("".join(_code(path.read_text(encoding="utf-8"))).encode())
