@@ -132,7 +132,7 @@ def test_a_field_with_a_default_may_be_missing_and_one_without_may_not() -> None
 def test_the_kernel_version_follows_the_code_and_not_its_comments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "tuned")
+    monkeypatch.setattr(tuned, "_PACKAGE", tmp_path)
     source = tmp_path / "kernel_lib/decode_gemv.py"
     source.parent.mkdir()
 
