@@ -47,12 +47,15 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
     """Launches for a model and batch size on any GPU; pure."""
-    # Where the next kernel may start: see docs/lab/decode_chain.md.
+    # Where the next kernel may start: see docs/tuning.md.
     overlap = 0.0 if num_tokens <= 2 else 0.5
     products = {
-        site: replace(choose_gemv(*shape, num_tokens), overlap=1.0 if site == "qkv" else overlap)
+        site: replace(choose_gemv(*shape, num_tokens), overlap=overlap)
         for site, shape in weight_shapes(config).items()
     }
+    products["qkv"] = replace(products["qkv"], overlap=1.0)
+    if num_tokens > 2:
+        products["qkv"] = GemvLaunch(32, 128, 8, num_stages=4, overlap=0.6)
     return ChainLaunches(**products)  # type: ignore[arg-type]
 
 

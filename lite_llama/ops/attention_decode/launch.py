@@ -11,8 +11,7 @@ from lite_llama.kernel_lib.gpu import GpuSpec
 class Problem:
     """What the choice depends on. `max_kv_len`: tokens a row of the block table can hold.
 
-    `in_chain`: one sequence in a chain of dependent launches, whose sums differ from a batch's
-    anyway.
+    `in_chain`: in a chain of dependent launches, whose sums differ from other batches' anyway.
     """
 
     num_seqs: int
@@ -60,7 +59,7 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     # evenly; more would only start and exit. At least two, for one long sequence among short ones.
     filling = 16 * gpu.num_sms // (problem.num_seqs * problem.num_kv_heads)
     programs = min(max_chunks, max(2, 1 << filling.bit_length() >> 1))
-    if problem.in_chain and problem.head_dim <= 64:
+    if problem.in_chain and problem.head_dim <= 64 and problem.num_seqs <= 4:
         # A step of Llama-3.2-1B at 140 / 1000 / 8000 / 32000 keys takes 0.732 / 0.745 / 0.826 /
         # 1.092 ms with these, 0.776 / 0.847 / 0.909 / 1.249 with those of a batch.
         return Launch(max_chunks, 128, programs, 128, num_warps=4, num_stages=3)
