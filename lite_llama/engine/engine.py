@@ -341,10 +341,10 @@ def _draw(
     asking = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
     if not requests:
         return torch.empty(0, dtype=torch.int64), {}
+    if not asking:
+        return sampler.sample(logits, requests, masks=masks), {}
     plain = logits[asking]  # a copy: sampling changes the logits
     drawn = sampler.sample(logits, requests, masks=masks)
-    if not asking:
-        return drawn, {}
     described = sampler.logprobs_of(
         plain,
         drawn[asking].tolist(),

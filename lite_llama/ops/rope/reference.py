@@ -20,7 +20,7 @@ def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:
 def _rows(cos_sin: Tensor, positions: Tensor) -> Tensor:
     """The table's row of each position; a view for one, where a copy would take 10 µs a layer."""
     if len(positions) == 1:
-        return cos_sin[int(positions)]
+        return cos_sin.select(0, int(positions))
     return cos_sin.index_select(0, positions)
 
 
