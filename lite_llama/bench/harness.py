@@ -63,7 +63,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Machine:
-    """The device under test and its measured roofs; 0 where not measured (CPU)."""
+    """The device under test and its measured roofs; of a CPU the first alone, the others are 0."""
 
     device: torch.device
     bytes_per_s: float = 0.0
@@ -77,8 +77,8 @@ class Machine:
         return gpu_spec(self.device).l2_bytes
 
     def roof_fraction(self, case: Case, median_us: float) -> float:
-        """The least time the machine needs for the case's bytes and FLOPs, over the time taken."""
-        if not self.bytes_per_s:
+        """The least time a GPU needs for the case's bytes and FLOPs, over the time taken."""
+        if not self.flops_per_s:  # on a CPU the inputs lie in its caches
             return 0.0
         bytes_per_s = self.copy_bytes_per_s if case.copies else self.bytes_per_s
         floor_s = max(case.num_bytes / bytes_per_s, case.num_flops / self.flops_per_s)
@@ -100,10 +100,11 @@ def measure_machine(device: torch.device) -> Machine:
     """Measure the roofs: bandwidth of reading and of copying, and an 8192³ bf16 product.
 
     Buffers hold 2 GiB (or a sixteenth of a small GPU's memory); the best of torch's and our own
-    streaming kernel counts (torch.copy_ alone reads a third less than an H200 has).
+    streaming kernel counts (torch.copy_ alone reads a third less than an H200 has). Of a CPU, the
+    bandwidth of reading 256 MiB with torch's threads.
     """
     if device.type != "cuda":
-        return Machine(device)
+        return Machine(device, _cpu_bytes_per_s())
     from lite_llama.kernel_lib import bandwidth
 
     num_bytes = min(2**31, torch.cuda.get_device_properties(device).total_memory >> 18 << 14)
@@ -124,6 +125,16 @@ def measure_machine(device: torch.device) -> Machine:
     copying = roofs["copy_bytes_per_s"]
     reading = max(roofs["read_bytes_per_s"], copying)
     return Machine(device, reading, roofs["bf16_flops_per_s"], copying, roofs)
+
+
+def _cpu_bytes_per_s() -> float:
+    source = torch.ones(2**26)
+    times = []
+    for _ in range(8):
+        begin = time.perf_counter()
+        source.sum()
+        times.append(time.perf_counter() - begin)
+    return source.numel() * 4 / min(times)
 
 
 def run_case(case: Case, machine: Machine, profile: Path | None = None) -> dict[str, Timing]:
