@@ -80,7 +80,13 @@ def latency_table(lines: Sequence[Line]) -> str:
         for line in of(lines, "latency")
     ]
     head = ("case", "engine", "ms a step", "tokens/s", "first token, ms", "share of the floor")
-    return f"On {lines[0]['gpu']}:\n\n{table(head, rows)}"
+    starts = [
+        f"`lite-llama generate` with {line['case']}: first text {line['median_us'] / 1e6:.1f} s "
+        f"after its launch, all of it after {line['whole_s']:.1f} s, "
+        f"peak memory {line['peak_mib']:.0f} MiB."
+        for line in of(lines, "startup")
+    ]
+    return "\n\n".join([f"On {lines[0]['gpu']}:", table(head, rows), *starts])
 
 
 def ladder_table(lines: Sequence[Line]) -> str:
