@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import uvloop
 
 from lite_llama.llm import LLM
@@ -98,6 +99,21 @@ class ServerProcess:
         self.process = process
         self.log = log
         self.url = ""
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def rss(self) -> int:
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        return float(re.search(rf"^lite_llama:{name} (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+
+    def is_idle(self) -> bool:
+        return not self.metric("num_requests_running") and not self.metric("kv_cache_usage_perc")
 
     def read_log(self) -> str:
         return self.log.read_text()
