@@ -16,7 +16,7 @@ from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memor
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.request import TokenLogprobs
 from lite_llama.engine.sampling_params import SamplingParams
-from lite_llama.errors import ContextTooLong, ModelFileError, RequestError
+from lite_llama.errors import ContextTooLong, EngineError, ModelFileError, RequestError
 from lite_llama.models.loader import load_decoder, read_config
 from lite_llama.text.chat_template import ChatTemplate
 from lite_llama.text.tokenizer import Tokenizer
@@ -77,7 +77,14 @@ class LLM:
         self._live: dict[str, Completion] = {}
         self._ids = count()
         eos = _eos_ids(checkpoint, self._tokenizer, self.model_config.vocab_size)
-        self.engine = Engine(decoder, self.plan, num_blocks, eos)
+        self._engine: Engine | None = Engine(decoder, self.plan, num_blocks, eos)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; EngineError if this LLM is closed."""
+        if self._engine is None:
+            raise EngineError("this LLM is closed; make another one")
+        return self._engine
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -94,13 +101,21 @@ class LLM:
         return self._checkpoint.chat_template
 
     def default_sampling_params(self) -> SamplingParams:
-        """What the model's generation_config.json recommends, up to the context's end."""
+        """What the model's generation_config.json recommends, up to the context's end.
+
+        Raises ModelFileError if it recommends what no request could ask for.
+        """
         recommended = self._checkpoint.generation_config
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         given = {name: recommended[name] for name in names if recommended.get(name) is not None}
         if recommended.get("do_sample") is False:
             given["temperature"] = 0.0
-        return SamplingParams(max_tokens=None, **given)
+        try:
+            return SamplingParams(max_tokens=None, **given)
+        except RequestError as error:
+            raise ModelFileError(
+                f"{self._checkpoint.path / 'generation_config.json'}: {error}; correct the file"
+            ) from None
 
     def generate(
         self,
@@ -194,10 +209,9 @@ class LLM:
         return self.engine.logits(token_ids)
 
     def close(self) -> None:
-        """End all requests and let go of weights and cache."""
+        """End all requests and let go of weights and cache; safe to call twice."""
         self._drop(list(self._live.values()))
-        if hasattr(self, "engine"):
-            del self.engine
+        self._engine = None
 
     def __enter__(self) -> "LLM":
         return self

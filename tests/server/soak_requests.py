@@ -4,12 +4,15 @@ The servers are processes of their own, so that what a client takes is not count
 """
 
 import concurrent.futures
+import contextlib
+import itertools
 import json
 import socket
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +42,18 @@ def served(tmp_path: Path) -> Iterator[ServerProcess]:
         wait_until(server.is_idle)
 
 
-def test_5_000_generated_requests_are_answered_as_the_document_says(served: ServerProcess) -> None:
-    """A1."""
-    check_generated_requests(served.url, 5000)
+def test_5_000_generated_requests_are_answered_as_the_document_says(tmp_path: Path) -> None:
+    """A1. A short context, as in the short form."""
+    with server_process(tmp_path, "--max-model-len", "64") as served:
+        check_generated_requests(served.url, 5000)
 
 
-def test_10_000_malformed_requests(served: ServerProcess) -> None:
-    """A2."""
-    assert check_malformed(served.url, lambda: served.rss, 10_000) < 0.05
+def test_10_000_malformed_requests(tmp_path: Path) -> None:
+    """A2. A short context, as a mutant that is sound by chance may ask for all of it."""
+    with server_process(tmp_path, "--max-model-len", "128") as served:
+        p99_s = check_malformed(served.url, lambda: served.rss, 10_000)
+        print(f"p99 of a refusal {p99_s * 1e3:.1f} ms")
+        assert p99_s < 0.05
 
 
 def array_body(name: str, value: str, count: int) -> bytes:
@@ -55,13 +62,13 @@ def array_body(name: str, value: str, count: int) -> bytes:
     return f'{{{fields}{"," * bool(fields)}"{name}":[{listed}]}}'.encode()
 
 
-def test_enormous_counts_cost_no_more_than_their_transfer(served: ServerProcess) -> None:
+def test_enormous_counts_are_refused_in_20_ms(served: ServerProcess) -> None:
     """A5. Medians of 9, as a shared machine interrupts."""
     bodies = {
         "n": (json.dumps(HI | {"n": 10**9}).encode(), 400, 0.02),
         "max_tokens": (json.dumps(HI | {"max_tokens": 10**9}).encode(), 400, 0.02),
-        "stops": (array_body("stop", '"x"', 10**6), 400, 0.04),
-        "messages": (array_body("messages", "{}", 10**6), 400, 0.04),
+        "stops": (array_body("stop", '"x"', 10**6), 400, 0.02),
+        "messages": (array_body("messages", "{}", 10**6), 400, 0.02),
         "whole messages": (
             array_body("messages", '{"role":"user","content":"x"}', 10**6),
             413,
@@ -89,17 +96,16 @@ def answer_s(server: ServerProcess, body: bytes, status: int) -> float:
         sending.start()
         answer = connection.recv(4096)
         took_s = time.perf_counter() - begun
-        connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # closed by the server, which had read enough
+            connection.shutdown(socket.SHUT_RDWR)
         sending.join()
     assert answer.startswith(b"HTTP/1.1 %d " % status), answer
     return took_s
 
 
 def send_all(connection: socket.socket, content: bytes) -> None:
-    try:
+    with contextlib.suppress(OSError):  # refused before it was read
         connection.sendall(content)
-    except OSError:
-        pass  # refused before it was read
 
 
 def test_200_slow_clients_hurt_nobody(served: ServerProcess) -> None:
@@ -133,9 +139,8 @@ def test_enormous_texts_leave_health_quick(served: ServerProcess) -> None:
         "families that fit": (family * (limit // len(family.encode())), 200),
     }
     for name, (text, status) in cases.items():
-        asked = httpx.Request("POST", f"{served.url}/tokenize", json={"prompt": text})
-        with httpx.Client(timeout=60) as client:
-            answer, p99_s = beside_health(served.url, lambda: client.send(asked))
+        ask = partial(httpx.post, f"{served.url}/tokenize", json={"prompt": text}, timeout=60)
+        answer, p99_s = beside_health(served.url, ask)
         print(f"{name}: {answer.status_code} after {answer.elapsed.total_seconds() * 1e3:.0f} ms")
         assert answer.status_code == status, name
         assert p99_s < 0.1, name
@@ -240,7 +245,7 @@ def test_hostile_grammars_do_not_slow_another_stream(served: ServerProcess) -> N
             wait_until(lambda: len(times) > 300, 30)
             is_read.set()
             reading.result()
-        gaps = sorted(later - earlier for earlier, later in zip(times, times[1:], strict=False))
+        gaps = sorted(later - earlier for earlier, later in itertools.pairwise(times))
         return gaps[int(len(gaps) * 0.99)]
 
     harmless = itl_p99([("regex", f"[ab]{{{number}}}") for number in range(2, 27)])

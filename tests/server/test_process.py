@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -288,32 +289,95 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
         assert isinstance(stream.exception(10), httpx.RemoteProtocolError)
 
 
-def test_a_hanging_step_ends_the_process_with_an_error(tmp_path: Path) -> None:
-    """The watchdog: error event, stack dump, non-zero exit."""
-    (tmp_path / "hanging.py").write_text(
-        "import time\n"
+def shared_files() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def family(server: ServerProcess) -> list[psutil.Process]:
+    process = psutil.Process(server.process.pid)
+    return [process, *process.children(recursive=True)]
+
+
+@contextmanager
+def broken_server(folder: Path, fault: str, *flags: str) -> Iterator[ServerProcess]:
+    """A server whose engine thread runs `fault` in its tenth step with requests; nothing of it is
+    left at the end."""
+    (folder / "broken.py").write_text(
+        "import sys, threading, time\n"
         "from lite_llama.engine.engine import Engine\n"
-        "from lite_llama.server.async_engine import AsyncEngine\n"
-        "step = Engine.step\n"
-        "def slow(engine):\n"
-        "    import threading\n"
+        "step, count = Engine.step, 0\n"
+        "def broken(engine):\n"
+        "    global count\n"
         "    if threading.current_thread().name == 'engine' and engine.scheduler.running:\n"
-        "        time.sleep(60)\n"
+        "        count += 1\n"
+        "        if count == 10:\n"
+        "            print('fault at', time.time(), file=sys.stderr, flush=True)\n"
+        f"            {fault}\n"
         "    return step(engine)\n"
-        "Engine.step = slow\n"
+        "Engine.step = broken\n"
         "from lite_llama.cli import main\n"
         "main()\n"
     )
-    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    flags = ("--step-timeout", "1")
+    environment = {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    files = shared_files()
+    with server_process(folder, *flags, main="broken", environment=environment) as server:
+        processes = family(server)
+        yield server
+        assert psutil.wait_procs(processes, 2)[1] == []
+    assert shared_files() <= files
+
+
+def check_death(server: ServerProcess, limit_s: float) -> None:
+    """L7: the stream ends with an error event and /ready turns, both in time; exit is not 0."""
+
+    def ask_timed() -> tuple[dict[str, Any], float]:
+        return ask_long(server.url, 2000)[-1], time.time()
+
     with (
-        server_process(tmp_path, *flags, main="hanging", environment=environment) as server,
+        httpx.Client(base_url=server.url) as client,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        stream = pool.submit(ask_timed)
+        wait_until(lambda: client.get("/ready").status_code == 503, 5)
+        not_ready_at = time.time()
+        code = server.process.wait(8)
+        exited_at = time.time()
+        last, ended_at = stream.result()
+    fault_at = float(re.search(r"fault at (\S+)", server.read_log())[1])  # type: ignore[index]
+    assert last["error"]["type"] == "overloaded_error"
+    assert code != 0
+    assert 0 < ended_at - fault_at < limit_s + 1
+    assert 0 < not_ready_at - fault_at < limit_s + 1
+    assert 0 < exited_at - fault_at < limit_s + 5
+
+
+def test_a_dead_engine_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    with broken_server(tmp_path, "raise SystemExit('injected')") as server:
+        check_death(server, 0)
+        assert "the engine has died: SystemExit: injected" in server.read_log()
+
+
+def test_a_hanging_step_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    """The watchdog dumps stacks, too. It looks once a second."""
+    with broken_server(tmp_path, "time.sleep(60)", "--step-timeout", "1") as server:
+        check_death(server, 1 + 1)
+        assert "in broken" in server.read_log()
+
+
+def test_a_killed_server_leaves_nothing_behind(tmp_path: Path) -> None:
+    files = shared_files()
+    with (
+        server_process(tmp_path) as server,
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
-        stream = pool.submit(ask_long, server.url, 50)
-        assert server.process.wait(8) != 0
-        assert stream.result()[-1]["error"]["type"] == "overloaded_error"
-        assert "in slow" in server.read_log()
+        stream = pool.submit(ask_long, server.url, 2000)
+        wait_until(lambda: server.metric("num_requests_running") == 1)
+        processes = family(server)
+        assert len(processes) > 1  # the chat template's
+        server.process.kill()
+        assert isinstance(stream.exception(1), httpx.RemoteProtocolError)
+        assert psutil.wait_procs(processes, 2)[1] == []
+    assert shared_files() <= files
 
 
 def test_a_port_in_use_is_one_line(guarded: ServerProcess) -> None:
