@@ -209,9 +209,10 @@ class LLM:
         return self.engine.logits(token_ids)
 
     def close(self) -> None:
-        """End all requests and let go of weights and cache; safe to call twice."""
+        """End all requests, let go of weights and cache, and stop the chat template's process."""
         self._drop(list(self._live.values()))
         self._engine = None
+        self._chat_template = None  # its process ends with it
 
     def __enter__(self) -> "LLM":
         return self

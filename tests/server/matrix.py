@@ -383,6 +383,17 @@ ROWS: dict[str, Row] = {
         "line breaks and escapes in model, user, role, field names",
         form("log lines stay whole", "test_no_prompt_text_reaches_logs_or_metrics"),
     ),
+    "X14": Row(
+        "prefix cache, forced collision of its hash",
+        form("tokens are compared, no reuse", "test_a_hash_collision_is_no_match"),
+    ),
+    "X15": Row(
+        "prefix cache of two keys",
+        form(
+            "what one key has computed is no hit of the other's",
+            "test_two_keys_do_not_share_cached_prefixes",
+        ),
+    ),
     "X16": Row(
         "a network namespace without a route",
         form(
@@ -397,7 +408,7 @@ ROWS: dict[str, Row] = {
     "X17": Row(
         "python -O",
         form(
-            "bodies, sampling settings, hostile grammars and damaged model files: same results",
+            "bodies, numeric fields, ids and counts: same results",
             "test_checks_hold_without_assert_statements",
         ),
         form(

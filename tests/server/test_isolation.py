@@ -42,19 +42,15 @@ def test_the_server_works_without_a_network() -> None:
     """X16, with a few of its tests."""
     done = without_a_network("tests/server/test_process.py", "-k", "listener or cached_prefixes")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "2 passed" in done.stdout or ".." in done.stdout
+    assert "\n.. " in f"\n{done.stdout}"  # both ran
 
 
 def test_checks_hold_without_assert_statements() -> None:
     """X17: the part of the suite that refuses hostile input. pytest rewrites its own asserts."""
-    names = (
-        "server/test_json_body.py",
-        "engine/test_sampling_params.py",
-        "checkpoint/test_gguf.py",
-    )
+    kept = "not_plain_json or out_of_bounds or ids_and_counts"
+    files = ("tests/server/test_json_body.py", "tests/server/test_limits.py")
     done = subprocess.run(
-        [sys.executable, "-O", "-m", "pytest", "-p", "no:cacheprovider"]
-        + [f"tests/{name}" for name in names],
+        [sys.executable, "-O", "-m", "pytest", "-p", "no:cacheprovider", *files, "-k", kept],
         cwd=ROOT,
         capture_output=True,
         text=True,
