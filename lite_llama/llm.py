@@ -1,5 +1,6 @@
 """The Python API: text in, text out."""
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from lite_llama.checkpoint.default_model import find_default_model
@@ -213,6 +215,9 @@ class LLM:
         self._drop(list(self._live.values()))
         self._engine = None
         self._chat_template = None  # its process ends with it
+        if self.plan.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()  # what torch keeps for its own next use
 
     def __enter__(self) -> "LLM":
         return self

@@ -152,7 +152,8 @@ ROWS: dict[str, Row] = {
         form(
             "lm-eval (both its adapters), aiperf, guidellm: exit 0 each, no failed request",
             "test_lm_eval_reads_logprobs_and_generates",
-            "test_a_load_generator_of_others_ends_without_an_error",
+            "test_aiperf_ends_without_an_error",
+            "test_guidellm_ends_without_an_error",
         ),
     ),
     "S1": Row(
@@ -444,6 +445,7 @@ _shortened: dict[str, str] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--clients", help="folders of row A11's executables (default: PATH)")
     parser.addoption("--soak-minutes", type=float, default=30.0, help="length of row L12")
 
 

@@ -49,7 +49,7 @@ def test_10_rounds_of_500_requests_with_disconnects(
         server = LocalServer(llm, ServeConfig(max_num_queued_reqs=500))
         for number in range(10):
             codes = asyncio.run(
-                hold_a_round(server.url, number, num=500, within_s=20.0, stream=stream)
+                hold_a_round(server.url, number, num=500, within_s=8.0, stream=stream, num_tokens=4)
             )
             assert set(codes) <= {0, 200}
             assert codes.count(200) > 300

@@ -32,14 +32,14 @@ LONG = {"max_tokens": 800, "ignore_eos": True}
 
 
 async def hold_a_round(
-    url: str, seed: int, *, num: int, within_s: float, stream: bool
+    url: str, seed: int, *, num: int, within_s: float, stream: bool, num_tokens: int = 12
 ) -> list[int]:
     """Requests at once, a third of them dropped at a random moment; statuses, 0 if dropped."""
     draw = random.Random(seed)
     limits = httpx.Limits(max_connections=num)
 
     async def one(client: httpx.AsyncClient, number: int) -> int:
-        body = ask(f"Question {number}?", max_tokens=12, ignore_eos=True, stream=stream)
+        body = ask(f"Question {number}?", max_tokens=num_tokens, ignore_eos=True, stream=stream)
         request = client.post("/v1/chat/completions", json=body)
         if draw.random() > 0.3:
             return (await request).status_code

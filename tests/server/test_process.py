@@ -1,7 +1,6 @@
 """`lite-llama serve` as a process: keys, hosts, signals, logs, idle."""
 
 import concurrent.futures
-import json
 import os
 import random
 import re
@@ -20,7 +19,13 @@ import psutil
 import pytest
 
 from lite_llama.server.config import Keys
-from tests.server.servers import ServerProcess, server_process, wait_until
+from tests.server.servers import (
+    ServerProcess,
+    ask_long,
+    check_death,
+    server_process,
+    wait_until,
+)
 
 KEYS = ("first-key", "second-key")
 CANARY = "canary7391"
@@ -224,18 +229,6 @@ def test_an_idle_server_takes_less_than_one_percent_of_a_core(guarded: ServerPro
     assert idle_share(guarded, 5) < 0.01
 
 
-def ask_long(url: str, max_tokens: int) -> list[dict[str, Any]]:
-    body = {
-        "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": max_tokens,
-        "ignore_eos": True,
-        "stream": True,
-    }
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
-    lines = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: {")]
-    return [json.loads(line) for line in lines]
-
-
 def check_drain(folder: Path, num_streams: int, num_tokens: int, *flags: str) -> float:
     """SIGTERM under streams: none is lost, no request comes in; seconds until /ready says so."""
     with (
@@ -325,30 +318,6 @@ def broken_server(folder: Path, fault: str, *flags: str) -> Iterator[ServerProce
         yield server
         assert psutil.wait_procs(processes, 2)[1] == []
     assert shared_files() <= files
-
-
-def check_death(server: ServerProcess, limit_s: float) -> None:
-    """L7: the stream ends with an error event and /ready turns, both in time; exit is not 0."""
-
-    def ask_timed() -> tuple[dict[str, Any], float]:
-        return ask_long(server.url, 2000)[-1], time.time()
-
-    with (
-        httpx.Client(base_url=server.url) as client,
-        concurrent.futures.ThreadPoolExecutor(1) as pool,
-    ):
-        stream = pool.submit(ask_timed)
-        wait_until(lambda: client.get("/ready").status_code == 503, 5)
-        not_ready_at = time.time()
-        code = server.process.wait(8)
-        exited_at = time.time()
-        last, ended_at = stream.result()
-    fault_at = float(re.search(r"fault at (\S+)", server.read_log())[1])  # type: ignore[index]
-    assert last["error"]["type"] == "overloaded_error"
-    assert code != 0
-    assert 0 < ended_at - fault_at < limit_s + 1
-    assert 0 < not_ready_at - fault_at < limit_s + 1
-    assert 0 < exited_at - fault_at < limit_s + 5
 
 
 def test_a_dead_engine_ends_the_process_with_an_error(tmp_path: Path) -> None:
