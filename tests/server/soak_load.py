@@ -1,10 +1,11 @@
 """The long forms of rows L and X of the matrix: `make soak`. Not part of a plain pytest run."""
 
 import asyncio
-import itertools
+import ctypes
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -118,8 +119,8 @@ def fill_and_ask(url: str, num: int) -> httpx.Response:
 
 def test_sigterm_lets_50_streams_finish(tmp_path: Path) -> None:
     """L6."""
-    flags = ("--max-num-seqs", "50", "--max-model-len", "256", "--shutdown-timeout", "60")
-    assert check_drain(tmp_path, 50, 100, *flags) < 0.1
+    flags = ("--max-num-seqs", "50", "--max-model-len", "512", "--shutdown-timeout", "90")
+    assert check_drain(tmp_path, 50, 200, *flags) < 0.1
 
 
 def test_half_an_hour_of_mixed_load(
@@ -174,38 +175,34 @@ def test_20_llms_leave_nothing_behind() -> None:
     for _ in range(20):
         with LLM(device="cpu", max_model_len=256, num_blocks=64) as llm:
             llm.chat([{"role": "user", "content": "Hi"}])
+        ctypes.CDLL(None).malloc_trim(0)  # what the C library keeps for its own next use
         sizes.append(process.memory_info().rss)
     print("RSS in MB:", [round(size / 1e6) for size in sizes])
     assert max(sizes[10:]) - min(sizes[10:]) < 10e6
     assert {number: signal.getsignal(number) for number in signal.valid_signals()} == handlers
 
 
-def rank_test_z(first: list[int], second: list[int]) -> float:
-    """The z of Mann and Whitney's U test, ties sharing their rank."""
-    both = np.array(first + second)
-    values, where, counts = np.unique(both, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks = (last - (counts - 1) / 2)[where]
-    num_1, num_2 = len(first), len(second)
-    total = num_1 + num_2
-    u = ranks[:num_1].sum() - num_1 * (num_1 + 1) / 2
-    ties = ((counts**3 - counts).sum()) / (total * (total - 1))
-    variance = num_1 * num_2 / 12 * (total + 1 - ties)
-    del values
-    return float((u - num_1 * num_2 / 2) / variance**0.5)
+def sign_test_z(first: list[int], second: list[int], size: int = 100) -> float:
+    """The z of a sign test on the medians of blocks measured at the same time, as a shared machine
+    is slow for a while at a time."""
+    medians = [
+        [statistics.median(times[start : start + size]) for start in range(0, len(times), size)]
+        for times in (first, second)
+    ]
+    signs = [np.sign(a - b) for a, b in zip(*medians, strict=True)]
+    return float(sum(signs) / max(1, np.count_nonzero(signs)) ** 0.5)
 
 
-def test_the_rank_test_sees_no_difference_between_keys() -> None:
-    """X3: |z| < 2.58 is p > 0.01. One in a hundred passes by chance, so it may be asked again."""
-    slow = rank_test_z(list(range(1000)), list(range(100, 1100)))
-    assert abs(slow) > 2.58  # what the test would say of a difference
-    found = itertools.islice((rank_test_z(*key_times(20_000)) for _ in itertools.count()), 3)
-    assert any(abs(print_z(z)) < 2.58 for z in found)
-
-
-def print_z(z: float) -> float:
-    print(f"z = {z:+.2f}")
-    return z
+def test_the_sign_test_sees_no_difference_between_keys() -> None:
+    """X3: |z| < 2.58 is p > 0.01. One in a hundred fails by chance, so it is asked up to thrice."""
+    times = key_times(20_000)
+    shifted = [taken + 20 for taken in times[1]]  # what 20 ns of a leak would look like
+    assert abs(sign_test_z(times[0], shifted)) > 2.58
+    found = []
+    while len(found) < 3 and (not found or abs(found[-1]) >= 2.58):
+        found.append(sign_test_z(*key_times(20_000)))
+    print("z =", found)
+    assert abs(found[-1]) < 2.58
 
 
 @pytest.mark.skipif(OUTSIDE is not None, reason=str(OUTSIDE))
