@@ -236,7 +236,7 @@ def check_drain(folder: Path, num_streams: int, num_tokens: int, *flags: str) ->
         concurrent.futures.ThreadPoolExecutor(num_streams) as pool,
     ):
         streams = [pool.submit(ask_long, server.url, num_tokens) for _ in range(num_streams)]
-        wait_until(lambda: server.metric("num_requests_running") == num_streams, 30)
+        wait_until(lambda: server.metric("num_requests_running") == num_streams, 60)
         with httpx.Client(base_url=server.url) as client:
             client.get("/health")
             server.process.send_signal(signal.SIGTERM)
