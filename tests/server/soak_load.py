@@ -119,8 +119,8 @@ def fill_and_ask(url: str, num: int) -> httpx.Response:
 
 def test_sigterm_lets_50_streams_finish(tmp_path: Path) -> None:
     """L6."""
-    flags = ("--max-num-seqs", "50", "--max-model-len", "256", "--shutdown-timeout", "120")
-    assert check_drain(tmp_path, 50, 120, *flags) < 0.1
+    sizes = ("--max-num-seqs", "50", "--max-model-len", "256", "--num-blocks", "700")
+    assert check_drain(tmp_path, 50, 60, *sizes, "--shutdown-timeout", "120") < 0.1
 
 
 def test_half_an_hour_of_mixed_load(
