@@ -37,17 +37,21 @@ GPU_PYTHON ?= $(BIN)/python
 
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
 	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py
+	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/server/test_gpu.py
 	$(GPU_PYTHON) -m lite_llama.bench.ops.run
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --batch 1,2,4,8,16,64
 	$(GPU_PYTHON) -m lite_llama.bench.plot
 
 # The server's tests, and the page that lists when each row of its matrix last passed.
 matrix: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -p tests.server.matrix tests/server tests/server/soak_ray.py tests/text/test_grammar.py tests/text/test_tags.py
+	$(BIN)/python -m pytest -p tests.server.matrix tests/server tests/text/test_grammar.py tests/text/test_tags.py tests/engine tests/cache tests/test_llm.py
 
-# Their long forms: about an hour and a half.
+# Their long forms, on the same page: about an hour and a half. Row A11 looks for its clients in
+# these folders (see tests/server/soak_clients.py).
+CLIENTS ?=
+
 soak: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest tests/server/soak_server.py tests/server/soak_ray.py
+	$(BIN)/python -m pytest -p tests.server.matrix tests/server/soak_requests.py tests/server/soak_load.py tests/server/soak_ray.py tests/server/soak_clients.py $(if $(CLIENTS),--clients $(CLIENTS))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

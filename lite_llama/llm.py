@@ -1,5 +1,6 @@
 """The Python API: text in, text out."""
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from lite_llama.checkpoint.default_model import find_default_model
@@ -16,7 +18,7 @@ from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memor
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.request import TokenLogprobs
 from lite_llama.engine.sampling_params import SamplingParams
-from lite_llama.errors import ContextTooLong, ModelFileError, RequestError
+from lite_llama.errors import ContextTooLong, EngineError, ModelFileError, RequestError
 from lite_llama.models.loader import load_decoder, read_config
 from lite_llama.text.chat_template import ChatTemplate
 from lite_llama.text.tokenizer import Tokenizer
@@ -77,7 +79,14 @@ class LLM:
         self._live: dict[str, Completion] = {}
         self._ids = count()
         eos = _eos_ids(checkpoint, self._tokenizer, self.model_config.vocab_size)
-        self.engine = Engine(decoder, self.plan, num_blocks, eos)
+        self._engine: Engine | None = Engine(decoder, self.plan, num_blocks, eos)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; EngineError if this LLM is closed."""
+        if self._engine is None:
+            raise EngineError("this LLM is closed; make another one")
+        return self._engine
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -94,13 +103,21 @@ class LLM:
         return self._checkpoint.chat_template
 
     def default_sampling_params(self) -> SamplingParams:
-        """What the model's generation_config.json recommends, up to the context's end."""
+        """What the model's generation_config.json recommends, up to the context's end.
+
+        Raises ModelFileError if it recommends what no request could ask for.
+        """
         recommended = self._checkpoint.generation_config
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         given = {name: recommended[name] for name in names if recommended.get(name) is not None}
         if recommended.get("do_sample") is False:
             given["temperature"] = 0.0
-        return SamplingParams(max_tokens=None, **given)
+        try:
+            return SamplingParams(max_tokens=None, **given)
+        except RequestError as error:
+            raise ModelFileError(
+                f"{self._checkpoint.path / 'generation_config.json'}: {error}; correct the file"
+            ) from None
 
     def generate(
         self,
@@ -194,10 +211,13 @@ class LLM:
         return self.engine.logits(token_ids)
 
     def close(self) -> None:
-        """End all requests and let go of weights and cache."""
+        """End all requests, let go of weights and cache, and stop the chat template's process."""
         self._drop(list(self._live.values()))
-        if hasattr(self, "engine"):
-            del self.engine
+        self._engine = None
+        self._chat_template = None  # its process ends with it
+        if self.plan.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()  # what torch keeps for its own next use
 
     def __enter__(self) -> "LLM":
         return self

@@ -1,14 +1,23 @@
 """The Python API on the default model, and hostile input at its door."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lite_llama import LLM, ContextTooLong, ModelFileError, RequestError, SamplingParams
+from lite_llama import (
+    LLM,
+    ContextTooLong,
+    EngineError,
+    ModelFileError,
+    RequestError,
+    SamplingParams,
+)
 from lite_llama.text.tokenizer import Tokenizer
 from tests.models import tiny
 
@@ -146,6 +155,39 @@ def test_defaults_follow_the_model(tmp_path: Path) -> None:
     file.write_text('{"do_sample": false}')
     with LLM(path, device="cpu") as llm:
         assert llm.default_sampling_params().temperature == 0
+
+
+@pytest.mark.parametrize("text", ['{"temperature": 5}', '{"top_k": "many"}', '{"top_p": 0}'])
+def test_a_recommendation_out_of_bounds_names_its_file(tmp_path: Path, text: str) -> None:
+    path = tiny.save(tiny.model(), tmp_path)
+    (path / "generation_config.json").write_text(text)
+    with LLM(path, device="cpu") as llm, pytest.raises(ModelFileError, match=r"n_config\.json: t"):
+        llm.generate([[5, 6]])
+
+
+def test_a_closed_llm_says_so(tmp_path: Path) -> None:
+    llm = LLM(tiny.save(tiny.model(), tmp_path), device="cpu")
+    llm.close()
+    llm.close()
+    for call in (
+        lambda: llm.generate([[5, 6]]),
+        lambda: list(llm.stream([5, 6])),
+        lambda: llm.logits([5, 6]),
+    ):
+        with pytest.raises(EngineError, match="closed"):
+            call()
+
+
+def test_a_closed_llm_leaves_nothing_behind(smollm2_path: Path) -> None:
+    """Row L15 of the server's matrix, 4 of its 20 times."""
+    process = psutil.Process()
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    children = set(process.children(recursive=True))
+    for _ in range(4):
+        with LLM(smollm2_path, device="cpu", max_model_len=256, num_blocks=64) as llm:
+            llm.chat(QUESTION, SamplingParams(max_tokens=2))
+    assert {number: signal.getsignal(number) for number in signal.valid_signals()} == handlers
+    assert set(process.children(recursive=True)) <= children
 
 
 def test_a_model_without_tokenizer_serves_token_ids(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lite_llama.checkpoint.reader import open_checkpoint
 from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memory, resolve
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.errors import ConfigError
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.families import find_family
 from lite_llama.models.loader import load_decoder, random_decoder, read_config
@@ -102,7 +103,10 @@ def build_engine(settings: EngineConfig, model: str | None, preset: str | None) 
 def measure_engine(
     engine: Engine, prompts: list[list[int]], gen_len: int
 ) -> tuple[float, float, list[list[int]]]:
-    """(seconds until every prompt has its first token, seconds a step after that, tokens)."""
+    """(seconds until every prompt has its first token, seconds a step after that, tokens).
+
+    ConfigError if no step is left to time after that.
+    """
     params = SamplingParams(temperature=0.0, max_tokens=gen_len, ignore_eos=True)
     tokens: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
     begin = time.perf_counter()
@@ -116,6 +120,11 @@ def measure_engine(
             first = time.perf_counter() - begin
             num_left = gen_len - max(len(drawn) for drawn in tokens.values())
     whole = time.perf_counter() - begin
+    if num_left < 1:
+        raise ConfigError(
+            f"gen_len is {gen_len}, limit {gen_len - num_left + 1}: steps are timed after every "
+            "prompt has its first token; raise it"
+        )
     return first, (whole - first) / num_left, list(tokens.values())
 
 

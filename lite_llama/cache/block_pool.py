@@ -101,15 +101,24 @@ class BlockPool:
                 else:
                     self._cached[index] = None
 
-    def match(self, token_ids: Sequence[int], salt: str) -> tuple[list[int], list[BlockKey]]:
-        """Own the longest cached prefix of `token_ids`: (blocks, their keys), full blocks only."""
+    def match(
+        self, token_ids: Sequence[int], salt: str, known_keys: Sequence[BlockKey] = ()
+    ) -> tuple[list[int], list[BlockKey]]:
+        """Own the longest cached prefix of `token_ids`: (blocks, their keys), full blocks only.
+
+        `known_keys` are those of its first blocks, found before; they are not hashed again.
+        """
         blocks: list[int] = []
         keys: list[BlockKey] = []
         if not self.prefix_caching:
             return blocks, keys
         parent: BlockKey | None = None
-        for start in range(0, len(token_ids) - self.block_size + 1, self.block_size):
-            parent = block_key(parent, token_ids[start : start + self.block_size], salt)
+        for number in range(len(token_ids) // self.block_size):
+            if number < len(known_keys):
+                parent = known_keys[number]
+            else:
+                start = number * self.block_size
+                parent = block_key(parent, token_ids[start : start + self.block_size], salt)
             index = self._by_digest.get(parent.digest)
             # The tokens themselves are compared too: a digest is not taken on trust.
             if index is None or self._blocks[index].key != parent:

@@ -138,11 +138,15 @@ class Scheduler:
             if request.params.prompt_logprobs is None:
                 # The last token is always computed: the next one is drawn from its logits.
                 known = request.tokens(0, request.num_tokens - 1)
-                request.blocks, request.block_keys = self.pool.match(known, request.cache_salt)
+                request.blocks, request.block_keys = self.pool.match(
+                    known, request.cache_salt, request.block_keys
+                )
             request.num_computed_tokens = len(request.blocks) * self.pool.block_size
             count = min(request.num_pending_tokens, budget)
             if not self._reserve(request, count):
+                keys = request.block_keys  # for the next attempt, so that it need not hash again
                 self._release(request)
+                request.block_keys = keys
                 break
             if not request.num_preemptions:
                 request.num_cached_tokens = request.num_computed_tokens

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from lite_llama.server import chat, completions, messages, responses
+from lite_llama.server import chat, completions, messages, openapi, responses
 from lite_llama.server.config import Keys, ServeConfig
 from lite_llama.server.http import (
     ClientGone,
@@ -106,6 +106,7 @@ class App:
             "/health": Route("GET", _health),
             "/ready": Route("GET", _ready),
             "/metrics": Route("GET", _metrics),
+            "/openapi.json": Route("GET", _openapi),
             "/tokenize": Route("POST", _tokenize),
             "/detokenize": Route("POST", _detokenize),
             "/v1/models": Route("GET", _models),
@@ -300,6 +301,11 @@ async def _ready(service: Service, request: Request, caller: Caller) -> Response
 async def _metrics(service: Service, request: Request, caller: Caller) -> Response:
     del request, caller
     return Response(service.metrics.render(), media_type="text/plain; version=0.0.4")
+
+
+async def _openapi(service: Service, request: Request, caller: Caller) -> Response:
+    del service, request, caller
+    return JsonResponse(openapi.document())
 
 
 _PAGE = files("lite_llama.server").joinpath("page.html")

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lite_llama.bench import record
+from lite_llama.bench import latency, record
 from lite_llama.bench.harness import Case, Machine, WrongResult, run_case
 from lite_llama.bench.ops import run
 from lite_llama.bench.plot import draw
+from lite_llama.engine.config import EngineConfig
 from lite_llama.errors import ConfigError
 
 _CPU = Machine(torch.device("cpu"))
@@ -90,3 +91,11 @@ def test_settings_that_cannot_run_are_refused(arguments: dict[str, object], mess
         pytest.skip("there is a CUDA device")
     with pytest.raises(ConfigError, match=message):
         run.main(**({"device": "cpu"} | arguments))  # type: ignore[arg-type]
+
+
+def test_a_latency_of_one_token_is_refused() -> None:
+    engine = latency.build_engine(EngineConfig(device="cpu", max_model_len=64), None, None)
+    prompts = latency._prompts(1, 4, engine.model.vocab_size)
+    with pytest.raises(ConfigError, match="gen_len is 1, limit 2"):
+        latency.measure_engine(engine, prompts, 1)
+    assert len(latency.measure_engine(engine, prompts, 2)[2][0]) == 2

@@ -117,6 +117,66 @@ def test_preempted_requests_give_the_same_tokens(
         check_idle(llm)
 
 
+def test_a_tenth_of_the_cache_gives_the_same_tokens(tiny_path: Path) -> None:
+    """Row L4 of the server's matrix: 200 requests of up to 63 tokens want 8 blocks of 8 each."""
+    prompts = [tiny.token_ids(8 + number % 24, seed=number) for number in range(200)]
+    params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
+    settings = {"block_size": 8, "max_model_len": 64, "max_num_seqs": 200}
+    demand = sum(-(-(len(prompt) + 32) // 8) for prompt in prompts)
+    with load(tiny_path, num_blocks=demand, **settings) as ample:
+        expected = tokens(ample.generate(prompts, params))
+        assert ample.engine.scheduler.num_preemptions == 0
+    with load(tiny_path, num_blocks=demand // 10, **settings) as llm:
+        assert tokens(llm.generate(prompts, params)) == expected
+        assert llm.engine.scheduler.num_preemptions >= 1
+        check_idle(llm)
+
+
+class _Anything:
+    """A grammar that allows every token, and breaks at a given call if there is one."""
+
+    def __init__(self, vocab_size: int, breaks_at: int | None = None) -> None:
+        self._mask = b"\xff" * (vocab_size // 8) + bytes([(1 << vocab_size % 8) - 1])
+        self._breaks_at = breaks_at
+        self._num_accepted = 0
+
+    def mask(self) -> bytes:
+        return self._mask
+
+    def accept(self, token_id: int) -> None:
+        del token_id
+        self._num_accepted += 1
+        if self._num_accepted == self._breaks_at:
+            raise RuntimeError("broken")
+
+
+def test_a_broken_grammar_leaves_the_others_bitwise_unchanged(llm: LLM) -> None:
+    """Row L10 of the server's matrix: the neighbour breaks with its fourth token, or ends there."""
+    described = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=5)
+
+    def beside(max_tokens: int, breaks_at: int | None) -> tuple[list[Any], list[str | None]]:
+        engine = llm.engine
+        engine.add("plain", PROMPTS[1], described, cache_salt=str(breaks_at))
+        params = SamplingParams(temperature=0, max_tokens=max_tokens)
+        grammar = _Anything(llm.model_config.vocab_size, breaks_at)
+        engine.add("other", PROMPTS[3], params, cache_salt=str(breaks_at), grammar=grammar)
+        rows: dict[str, list[Any]] = {"plain": [], "other": []}
+        while engine.has_requests:
+            for output in engine.step():
+                rows[output.request_id].append(output)
+        return (
+            [(output.token_id, output.logprobs) for output in rows["plain"]],
+            [output.finish_reason for output in rows["other"]],
+        )
+
+    broken, ending = beside(12, 4)
+    sound, _ = beside(4, None)
+    assert ending == [None, None, None, "error"]
+    assert len(broken) == 12
+    assert broken == sound
+    check_idle(llm)
+
+
 def test_tokens_after_the_cached_prefix_see_it(llm: LLM) -> None:
     prompt = tiny.token_ids(50, seed=50)
     llm.generate(prompt, GREEDY)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lite_llama.cache.block_pool import BlockPool
+from lite_llama.cache import block_pool
+from lite_llama.cache.block_pool import BlockPool, block_key
 from lite_llama.engine.request import Request
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.engine.scheduler import Scheduled, Scheduler
@@ -131,6 +132,32 @@ def test_a_preempted_request_finds_its_own_prefix_again() -> None:
     known = new.num_tokens
     assert step(target) == [("new", known - 8)]
     assert new.num_cached_tokens == 0  # at first admission there was nothing
+
+
+def test_a_request_that_waits_for_blocks_hashes_its_prefix_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = scheduler(num_blocks=16, budget=100)
+    prompt = list(range(200, 233))  # 8 full blocks and a token
+    target.add(request("a", prompt, max_tokens=1))
+    step(target)
+    target.add(request("b", 28, max_tokens=5))
+    step(target)
+    num_hashed = 0
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal num_hashed
+        num_hashed += 1
+        return block_key(*arguments)
+
+    monkeypatch.setattr(block_pool, "block_key", counting)
+    late = request("c", [*prompt[:20], *range(300, 324)], max_tokens=1)
+    target.add(late)
+    assert [step(target) for _ in range(4)] == [[("b", 1)]] * 4
+    # Those that match, once a step the one that does not, and a block that b fills.
+    assert num_hashed <= 5 + 4 + 1
+    assert step(target) == [("c", 24)]
+    assert late.num_cached_tokens == 20
 
 
 def test_a_shared_prefix_is_computed_once() -> None:

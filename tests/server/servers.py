@@ -1,6 +1,8 @@
 """Real servers on loopback: in this process, where the engine can be watched, or in another."""
 
 import asyncio
+import concurrent.futures
+import json
 import os
 import re
 import socket
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import uvloop
 
 from lite_llama.llm import LLM
@@ -99,6 +102,21 @@ class ServerProcess:
         self.log = log
         self.url = ""
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def rss(self) -> int:
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        return float(re.search(rf"^lite_llama:{name} (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+
+    def is_idle(self) -> bool:
+        return not self.metric("num_requests_running") and not self.metric("kv_cache_usage_perc")
+
     def read_log(self) -> str:
         return self.log.read_text()
 
@@ -136,3 +154,39 @@ def server_process(
             if process.poll() is None:
                 process.kill()
             process.wait(10)
+
+
+def ask_long(url: str, max_tokens: int) -> list[dict[str, Any]]:
+    body = {
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": max_tokens,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+    lines = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
+
+
+def check_death(server: ServerProcess, limit_s: float) -> None:
+    """L7: the stream ends with an error event and /ready turns, both in time; exit is not 0."""
+
+    def ask_timed() -> tuple[dict[str, Any], float]:
+        return ask_long(server.url, 2000)[-1], time.time()
+
+    with (
+        httpx.Client(base_url=server.url) as client,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        stream = pool.submit(ask_timed)
+        wait_until(lambda: client.get("/ready").status_code == 503, 5)
+        not_ready_at = time.time()
+        code = server.process.wait(8)
+        exited_at = time.time()
+        last, ended_at = stream.result()
+    fault_at = float(re.search(r"fault at (\S+)", server.read_log())[1])  # type: ignore[index]
+    assert last["error"]["type"] == "overloaded_error"
+    assert code != 0
+    assert 0 < ended_at - fault_at < limit_s + 1
+    assert 0 < not_ready_at - fault_at < limit_s + 1
+    assert 0 < exited_at - fault_at < limit_s + 5

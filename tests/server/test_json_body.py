@@ -67,3 +67,22 @@ def test_a_body_of_100_kb_is_checked_within_5_ms() -> None:
         json_body.parse(body)
         times.append(time.perf_counter() - begun)
     assert sorted(times)[10] < 0.005
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64 << 10])
+def test_the_scan_counts_the_same_wherever_it_is_cut(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(json_body, "_SCAN_BYTES", size)
+    monkeypatch.setattr(json_body, "MAX_NODES", 6)
+    monkeypatch.setattr(json_body, "MAX_DEPTH", 2)
+    for fits in (
+        "[1,2,3,4,5,6]",
+        '{"a\\"[[[":["\\\\",2,3]}',
+        '[["]]\\\\\\"[["]]',
+        '["", "[,{", ""]',
+    ):
+        json_body.check_size(fits.encode())
+    for refused in ("[1,2,3,4,5,6,7]", '["\\\\",[[1]]]', '["\\\\\\"",[["a"]]]', '{"a":{"b":{}}}'):
+        with pytest.raises(Problem):
+            json_body.check_size(refused.encode())

@@ -1,14 +1,15 @@
 """`lite-llama serve` as a process: keys, hosts, signals, logs, idle."""
 
 import concurrent.futures
-import json
 import os
+import random
 import re
 import signal
 import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ import psutil
 import pytest
 
 from lite_llama.server.config import Keys
-from tests.server.servers import ServerProcess, server_process, wait_until
+from tests.server.servers import (
+    ServerProcess,
+    ask_long,
+    check_death,
+    server_process,
+    wait_until,
+)
 
 KEYS = ("first-key", "second-key")
 CANARY = "canary7391"
@@ -42,6 +49,7 @@ def bearer(key: str) -> dict[str, str]:
 ROUTES = {
     "/": "GET",
     "/metrics": "GET",
+    "/openapi.json": "GET",
     "/tokenize": "POST",
     "/detokenize": "POST",
     "/v1/models": "GET",
@@ -206,46 +214,48 @@ def test_the_dashboard_shows_metrics_that_exist(guarded: ServerProcess) -> None:
     assert all(name in text for name in shown)
 
 
-def test_an_idle_server_takes_less_than_one_percent_of_a_core(guarded: ServerProcess) -> None:
-    """L13, for 5 of its 60 seconds."""
-    process = psutil.Process(guarded.process.pid)
+def idle_share(server: ServerProcess, seconds: float) -> float:
+    """The share of a core that an idle server takes."""
+    process = psutil.Process(server.process.pid)
     time.sleep(1)
     before = process.cpu_times()
-    time.sleep(5)
+    time.sleep(seconds)
     after = process.cpu_times()
-    assert (after.user + after.system - before.user - before.system) / 5 < 0.01
+    return float(after.user + after.system - before.user - before.system) / seconds
 
 
-def ask_long(url: str, max_tokens: int) -> list[dict[str, Any]]:
-    body = {
-        "messages": [{"role": "user", "content": "Hi"}],
-        "max_tokens": max_tokens,
-        "ignore_eos": True,
-        "stream": True,
-    }
-    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
-    lines = [line[6:] for line in answer.text.split("\n\n") if line.startswith("data: {")]
-    return [json.loads(line) for line in lines]
+def test_an_idle_server_takes_less_than_one_percent_of_a_core(guarded: ServerProcess) -> None:
+    """L13, for 5 of its 60 seconds."""
+    assert idle_share(guarded, 5) < 0.01
 
 
-def test_sigterm_drains_and_exits_with_zero(tmp_path: Path) -> None:
-    """L6, with 12 streams."""
-    with server_process(tmp_path) as server, concurrent.futures.ThreadPoolExecutor(12) as pool:
-        streams = [pool.submit(ask_long, server.url, 60) for _ in range(12)]
-        running = "lite_llama:num_requests_running 12.0"
-        wait_until(lambda: running in httpx.get(f"{server.url}/metrics").text)
-        with httpx.Client() as client:
-            client.get(f"{server.url}/health")
+def check_drain(folder: Path, num_streams: int, num_tokens: int, *flags: str) -> float:
+    """SIGTERM under streams: none is lost, no request comes in; seconds until /ready says so."""
+    with (
+        server_process(folder, *flags) as server,
+        concurrent.futures.ThreadPoolExecutor(num_streams) as pool,
+    ):
+        streams = [pool.submit(ask_long, server.url, num_tokens) for _ in range(num_streams)]
+        wait_until(lambda: server.metric("num_requests_running") == num_streams, 60)
+        with httpx.Client(base_url=server.url) as client:
+            client.get("/health")
             server.process.send_signal(signal.SIGTERM)
             sent = time.monotonic()
-            wait_until(lambda: client.get(f"{server.url}/ready").status_code == 503, 1)
-            assert time.monotonic() - sent < 0.5
+            while client.get("/ready").status_code != 503:
+                assert time.monotonic() - sent < 1
+            took_s = time.monotonic() - sent
             body = {"messages": [{"role": "user", "content": "Hi"}]}
-            assert client.post(f"{server.url}/v1/chat/completions", json=body).status_code == 503
+            assert client.post("/v1/chat/completions", json=body).status_code == 503
         for stream in streams:
             events = stream.result()
             assert events[-1]["choices"][0]["finish_reason"] == "length"
         assert server.process.wait(10) == 0
+    return took_s
+
+
+def test_sigterm_drains_and_exits_with_zero(tmp_path: Path) -> None:
+    """L6, with 12 of its 50 streams."""
+    assert check_drain(tmp_path, 12, 60) < 0.5
 
 
 def test_a_drain_that_takes_too_long_ends_with_an_error_event(tmp_path: Path) -> None:
@@ -272,32 +282,71 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
         assert isinstance(stream.exception(10), httpx.RemoteProtocolError)
 
 
-def test_a_hanging_step_ends_the_process_with_an_error(tmp_path: Path) -> None:
-    """The watchdog: error event, stack dump, non-zero exit."""
-    (tmp_path / "hanging.py").write_text(
-        "import time\n"
+def shared_files() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
+
+
+def family(server: ServerProcess) -> list[psutil.Process]:
+    process = psutil.Process(server.process.pid)
+    return [process, *process.children(recursive=True)]
+
+
+@contextmanager
+def broken_server(folder: Path, fault: str, *flags: str) -> Iterator[ServerProcess]:
+    """A server whose engine thread runs `fault` in its tenth step with requests; nothing of it is
+    left at the end."""
+    (folder / "broken.py").write_text(
+        "import sys, threading, time\n"
         "from lite_llama.engine.engine import Engine\n"
-        "from lite_llama.server.async_engine import AsyncEngine\n"
-        "step = Engine.step\n"
-        "def slow(engine):\n"
-        "    import threading\n"
+        "step, count = Engine.step, 0\n"
+        "def broken(engine):\n"
+        "    global count\n"
         "    if threading.current_thread().name == 'engine' and engine.scheduler.running:\n"
-        "        time.sleep(60)\n"
+        "        count += 1\n"
+        "        if count == 10:\n"
+        "            print('fault at', time.time(), file=sys.stderr, flush=True)\n"
+        f"            {fault}\n"
         "    return step(engine)\n"
-        "Engine.step = slow\n"
+        "Engine.step = broken\n"
         "from lite_llama.cli import main\n"
         "main()\n"
     )
-    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    flags = ("--step-timeout", "1")
+    environment = {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    files = shared_files()
+    with server_process(folder, *flags, main="broken", environment=environment) as server:
+        processes = family(server)
+        yield server
+        assert psutil.wait_procs(processes, 2)[1] == []
+    assert shared_files() <= files
+
+
+def test_a_dead_engine_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    with broken_server(tmp_path, "raise SystemExit('injected')") as server:
+        check_death(server, 0)
+        assert "the engine has died: SystemExit: injected" in server.read_log()
+
+
+def test_a_hanging_step_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    """The watchdog dumps stacks, too. It looks once a second."""
+    with broken_server(tmp_path, "time.sleep(60)", "--step-timeout", "1") as server:
+        check_death(server, 1 + 1)
+        assert "in broken" in server.read_log()
+
+
+def test_a_killed_server_leaves_nothing_behind(tmp_path: Path) -> None:
+    files = shared_files()
     with (
-        server_process(tmp_path, *flags, main="hanging", environment=environment) as server,
+        server_process(tmp_path) as server,
         concurrent.futures.ThreadPoolExecutor() as pool,
     ):
-        stream = pool.submit(ask_long, server.url, 50)
-        assert server.process.wait(8) != 0
-        assert stream.result()[-1]["error"]["type"] == "overloaded_error"
-        assert "in slow" in server.read_log()
+        stream = pool.submit(ask_long, server.url, 2000)
+        wait_until(lambda: server.metric("num_requests_running") == 1)
+        processes = family(server)
+        assert len(processes) > 1  # the chat template's
+        server.process.kill()
+        assert isinstance(stream.exception(1), httpx.RemoteProtocolError)
+        assert psutil.wait_procs(processes, 2)[1] == []
+    assert shared_files() <= files
 
 
 def test_a_port_in_use_is_one_line(guarded: ServerProcess) -> None:
@@ -313,13 +362,22 @@ def test_a_port_in_use_is_one_line(guarded: ServerProcess) -> None:
 
 def test_keys_are_compared_in_constant_time() -> None:
     """X3: the time does not depend on how much of a key is right."""
-    keys = Keys(["k" * 64])
-    times: dict[str, list[int]] = {"k" * 63 + "x": [], "x" * 64: []}
-    for _ in range(3000):
-        for key, taken in times.items():
-            begun = time.perf_counter_ns()
-            keys.salt_of(key)
-            taken.append(time.perf_counter_ns() - begun)
-    near, far = (statistics.median(taken) for taken in times.values())
+    near, far = (statistics.median(taken) for taken in key_times(3000))
     assert abs(near - far) < 0.1 * far
-    assert keys.salt_of("k" * 64) is not None
+    assert Keys(["k" * 64]).salt_of("k" * 64) is not None
+
+
+def key_times(num_samples: int) -> tuple[list[int], list[int]]:
+    """Nanoseconds to refuse a key that is nearly right, and one that is wrong from its start."""
+    keys = Keys(["k" * 64])
+    draw = random.Random(os.urandom(8))
+    times: tuple[list[int], list[int]] = ([], [])
+    while min(map(len, times)) < num_samples:
+        which = draw.randrange(2)
+        # Each a string of its own, made alike: what is asked is not where one lies in memory.
+        key = "kz"[which] * 63 + draw.choice("abcdefghij")
+        begun = time.perf_counter_ns()
+        keys.salt_of(key)
+        took = time.perf_counter_ns() - begun
+        times[which].append(took)
+    return times[0][:num_samples], times[1][:num_samples]

@@ -123,6 +123,14 @@ SCHEMAS: list[dict[str, Any]] = [
 ]
 
 
+# For a soak: every pair of leaves besides.
+MANY_SCHEMAS: list[dict[str, Any]] = [
+    *SCHEMAS,
+    *(record({"a": first, "b": second}) for first, second in itertools.product(LEAVES, LEAVES)),
+    *(record({"one": {"anyOf": [leaf, {"type": "null"}]}}) for leaf in LEAVES),
+]
+
+
 @pytest.mark.parametrize("number", range(len(SCHEMAS)))
 def test_every_finished_answer_satisfies_its_schema(
     compiler: GrammarCompiler, tokenizer: Tokenizer, number: int
@@ -137,8 +145,9 @@ def test_every_finished_answer_satisfies_its_schema(
         jsonschema.validate(json.loads(text), schema)
 
 
-def test_there_are_over_50_schemas() -> None:
+def test_there_are_over_50_schemas_and_200_for_a_soak() -> None:
     assert len(SCHEMAS) >= 50
+    assert len(MANY_SCHEMAS) >= 200
 
 
 @pytest.mark.parametrize(
@@ -205,43 +214,45 @@ RECURSIVE = {"$ref": "#/$defs/t", "$defs": {"t": {"type": "array", "items": {"$r
 SELF = {"$ref": "#"}
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: regex_spec("(a+)+b", "regex"),
-        lambda: regex_spec("(a{1000}){1000}", "regex"),
-        lambda: regex_spec("(" * 30_000 + ")" * 30_000, "regex"),
-        lambda: regex_spec("(" * 250 + ")" * 250, "regex"),
-        lambda: regex_spec("(.*a){200}", "regex"),
-        lambda: regex_spec("[", "regex"),
-        lambda: regex_spec("(?=a)", "regex"),
-        lambda: regex_spec("", "regex"),
-        lambda: json_schema_spec({"enum": [str(i) for i in range(50_000)]}, "x"),
-        lambda: json_schema_spec({"enum": [str(i) for i in range(4000)]}, "x"),
-        lambda: json_schema_spec(RECURSIVE, "x"),
-        lambda: json_schema_spec(SELF, "x"),
-        lambda: json_schema_spec({"type": "spam"}, "x"),
-        lambda: json_schema_spec({"type": 5}, "x"),
-        lambda: json_schema_spec(nested(12), "x"),
-        lambda: json_schema_spec(nested(500), "x"),
-        lambda: json_schema_spec({"$ref": "https://example.com/s"}, "x"),
-        lambda: json_schema_spec({"type": "string", "pattern": "(a{1000}){1000}"}, "x"),
-        lambda: json_schema_spec({"type": "string", "pattern": "(a+)+$"}, "x"),
-        lambda: json_schema_spec({"type": "array", "minItems": 10**6}, "x"),
-        lambda: json_schema_spec({"type": "string", "minLength": 10**9}, "x"),
-        lambda: json_schema_spec({"x-guidance": {"coerce_one_of": True}}, "x"),
-        lambda: json_schema_spec({"not": {"type": "string"}}, "x"),
-        lambda: json_schema_spec([], "x"),
-        lambda: json_schema_spec({"properties": {str(i): {} for i in range(3000)}}, "x"),
-    ],
-)
+# Regular expressions, or schemas, that have brought servers down.
+HOSTILE: list[tuple[str, Any]] = [
+    ("regex", "(a+)+b"),
+    ("regex", "(a{1000}){1000}"),
+    ("regex", "(" * 30_000 + ")" * 30_000),
+    ("regex", "(" * 250 + ")" * 250),
+    ("regex", "(.*a){200}"),
+    ("regex", "["),
+    ("regex", "(?=a)"),
+    ("regex", ""),
+    ("schema", {"enum": [str(i) for i in range(50_000)]}),
+    ("schema", {"enum": [str(i) for i in range(4000)]}),
+    ("schema", RECURSIVE),
+    ("schema", SELF),
+    ("schema", {"type": "spam"}),
+    ("schema", {"type": 5}),
+    ("schema", nested(12)),
+    ("schema", nested(500)),
+    ("schema", {"$ref": "https://example.com/s"}),
+    ("schema", {"type": "string", "pattern": "(a{1000}){1000}"}),
+    ("schema", {"type": "string", "pattern": "(a+)+$"}),
+    ("schema", {"type": "array", "minItems": 10**6}),
+    ("schema", {"type": "string", "minLength": 10**9}),
+    ("schema", {"x-guidance": {"coerce_one_of": True}}),
+    ("schema", {"not": {"type": "string"}}),
+    ("schema", []),
+    ("schema", {"properties": {str(i): {} for i in range(3000)}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "source"), HOSTILE, ids=lambda value: str(value)[:20])
 def test_hostile_grammars_end_within_a_second_or_are_refused(
-    compiler: GrammarCompiler, make: Any
+    compiler: GrammarCompiler, kind: str, source: Any
 ) -> None:
     """S2."""
     begun = time.perf_counter()
     try:
-        matcher = start(compiler, make())
+        spec = regex_spec(source, "regex") if kind == "regex" else json_schema_spec(source, "x")
+        matcher = start(compiler, spec)
         for _ in range(3):
             choices = allowed(matcher)
             if choices[0] in (0, EOS):

@@ -1,0 +1,345 @@
+"""The rows of the matrix that need a GPU: `make gpu`. Random weights in the shape of a 1B model.
+
+Clients run in processes of their own, so that the server's is as busy as it is in use.
+"""
+
+import asyncio
+import concurrent.futures
+import gc
+import itertools
+import multiprocessing
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lite_llama.bench.latency import build_engine
+from lite_llama.bench.serve.load import Sample, Target, run
+from lite_llama.bench.serve.workloads import Ask
+from lite_llama.checkpoint.reader import Checkpoint
+from lite_llama.engine.config import EngineConfig
+from lite_llama.engine.engine import Engine
+from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.llm import LLM
+from lite_llama.server.config import ServeConfig
+from lite_llama.text.grammar import GrammarCompiler, json_schema_spec
+from lite_llama.text.tokenizer import Tokenizer
+from tests.server.servers import MODEL, LocalServer, check_death, server_process, wait_until
+from tests.server.test_faults import hold_a_round
+from tests.text.vocabularies import metadata
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+PRESET = "llama-3.2-1b"
+EOS = 128009
+NUM_REQUESTS = 512
+ROOT = Path(__file__).parents[2]
+SETTINGS: dict[str, Any] = {"device": "auto", "max_model_len": 2048, "max_num_seqs": 256}
+
+
+class PresetLLM(LLM):
+    """An LLM of random weights, with Llama 3's vocabulary."""
+
+    def __init__(self, _: Any = None, **settings: Any) -> None:
+        engine = build_engine(EngineConfig(**{**SETTINGS, **settings}), None, PRESET)
+        engine.eos_token_ids = frozenset({EOS})
+        self.plan = engine.plan
+        self.model_config = engine.model
+        self._engine = engine
+        self._tokenizer = Tokenizer.from_gguf(metadata("llama-bpe"))
+        self._chat_template = None
+        self._live = {}
+        self._ids = itertools.count()
+        self._checkpoint = Checkpoint(
+            path=Path(PRESET),
+            kind="gguf",
+            tensors={},
+            metadata={},
+            chat_template="{% for message in messages %}{{ message.content }}{% endfor %}",
+            generation_config={},
+            tokenizer_config={},
+            tokenizer_path=None,
+        )
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with PresetLLM() as loaded:
+        yield loaded
+
+
+def steady_rate(times: Sequence[float]) -> float:
+    """Events a second in the middle half of them, where all clients are at work."""
+    ordered = sorted(times)
+    quarter = len(ordered) // 4
+    return 2 * quarter / (ordered[3 * quarter] - ordered[quarter])
+
+
+def bare_loop(engine: Engine, prompts: Sequence[list[int]]) -> tuple[list[float], list[float]]:
+    """64 sequences at a time, each followed by the next prompt: token times, and times to first
+    tokens."""
+    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    waiting = iter(enumerate(prompts))
+    begun: dict[str, float] = {}
+    times: list[float] = []
+    firsts: list[float] = []
+
+    def add() -> None:
+        for number, prompt in itertools.islice(waiting, 1):
+            begun[str(number)] = time.perf_counter()
+            engine.add(str(number), prompt, params, cache_salt="bare")
+
+    for _ in range(64):
+        add()
+    while engine.has_requests:
+        for output in engine.step():
+            now = time.perf_counter()
+            times.append(now)
+            if output.request_id in begun:
+                firsts.append(now - begun.pop(output.request_id))
+            if output.finish_reason is not None:
+                add()
+    return times, firsts
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What the engine does before a server's thread owns it."""
+
+    plain: float  # tokens a second of 32 sequences
+    constrained: float  # the same under a schema
+    tokens_per_s: float  # of 64 sequences at a time
+    ttft_s: float  # the median
+
+
+@pytest.fixture(scope="module")
+def alone(llm: LLM) -> Alone:
+    schema = {
+        "type": "array",
+        "items": {"type": "integer", "minimum": 0, "maximum": 99},
+        "minItems": 400,
+        "maxItems": 400,
+    }
+    compiler = GrammarCompiler(llm.tokenizer, llm.model_config.vocab_size, [EOS])
+    make = asyncio.run(compiler.compile(json_schema_spec(schema, "x")))
+
+    def rate(*, constrained: bool) -> float:
+        times: list[float] = []
+        for number in range(32):
+            params = SamplingParams(max_tokens=256, seed=number, ignore_eos=not constrained)
+            grammar = make() if constrained else None
+            llm.engine.add(str(number), list(range(100, 200)), params, grammar=grammar)
+        while llm.engine.has_requests:
+            drawn = llm.engine.step()
+            times += [time.perf_counter()] * len(drawn)
+        assert len(times) == 32 * 256  # the schema's list cannot end before that
+        return steady_rate(times)
+
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(4):
+        for kind, found in rates.items():
+            found.append(rate(constrained=kind))
+    prompts = [llm.tokenizer.encode(f"Question {i}: " + "word " * 100) for i in range(NUM_REQUESTS)]
+    bare_loop(llm.engine, prompts[:64])
+    times, firsts = bare_loop(llm.engine, prompts)
+    medians = [statistics.median(found[1:]) for found in rates.values()]
+    return Alone(*medians, steady_rate(times), statistics.median(firsts))
+
+
+def _load_share(url: str, num_clients: int, num: int, first: int) -> list[Sample]:
+    asks = [Ask(f"Question {first + i}: " + "word " * 100, 64) for i in range(num)]
+    samples, _ = asyncio.run(run(Target(url, MODEL, concurrency=num_clients), asks, lambda _: None))
+    return samples
+
+
+class Clients:
+    """Eight processes that hold closed loops of streams, 64 tokens each."""
+
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self.pool = concurrent.futures.ProcessPoolExecutor(8, spawn)
+
+    def load(self, url: str, num_clients: int, num_requests: int) -> list[Sample]:
+        share = num_requests // 8
+        parts = [
+            self.pool.submit(_load_share, url, num_clients // 8, share, number * share)
+            for number in range(8)
+        ]
+        samples = [sample for part in parts for sample in part.result()]
+        errors = [sample.error for sample in samples if sample.error is not None]
+        assert not errors, errors[0]
+        return samples
+
+
+@pytest.fixture(scope="module")
+def clients() -> Iterator[Clients]:
+    made = Clients()
+    yield made
+    made.pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def server(llm: LLM, alone: Alone, clients: Clients) -> Iterator[LocalServer]:
+    del alone  # measured by now
+    running = LocalServer(llm, ServeConfig(max_num_queued_reqs=600, request_timeout_s=120))
+    clients.load(running.url, 256, NUM_REQUESTS)  # compile, and capture the graphs
+    yield running
+    wait_until(running.is_idle)
+    running.stop()
+
+
+def test_ids_outside_the_vocabulary_change_nothing(server: LocalServer, llm: LLM) -> None:
+    """A4."""
+    vocab = llm.model_config.vocab_size
+    plain = {"prompt": [1, 2, 3], "max_tokens": 4, "temperature": 0, "logprobs": 3}
+
+    def ask(**fields: Any) -> Any:
+        return server.post("/v1/completions", {**plain, **fields})
+
+    before = ask(cache_salt="a").json()["choices"]
+    for bad in (-1, vocab, 2**31, 2**63):
+        for fields in ({"logit_bias": {str(bad): 1}}, {"stop_token_ids": [bad]}, {"prompt": [bad]}):
+            assert ask(**fields).status_code == 400, fields
+    assert ask(cache_salt="b").json()["choices"] == before
+
+
+def test_disconnects_leak_no_blocks_of_a_gpu(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L1 and L2."""
+    step = Engine.step
+
+    def checking(engine: Engine) -> Any:
+        outputs = step(engine)
+        engine.scheduler.pool.check()
+        return outputs
+
+    monkeypatch.setattr(Engine, "step", checking)
+    for number in range(3):
+        codes = asyncio.run(
+            hold_a_round(server.url, number, num=500, within_s=1.0, stream=bool(number % 2))
+        )
+        assert set(codes) <= {0, 200}
+        assert codes.count(200) > 300
+        wait_until(server.is_idle, 1)
+
+
+def test_out_of_memory_fails_its_batch_only(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """L11."""
+    launch = Engine._launch
+    faults = iter([True])
+
+    def greedy(engine: Engine) -> Any:
+        if next(faults, False):
+            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+        return launch(engine)
+
+    monkeypatch.setattr(Engine, "_launch", greedy)
+    assert server.chat("Hi", max_tokens=4).status_code == 500
+    assert server.chat("Hi", max_tokens=4).status_code == 200
+    wait_until(server.is_idle)
+
+
+def test_a_schema_costs_few_tokens_a_second(alone: Alone) -> None:
+    """S4: 32 sequences of 256 tokens."""
+    loss = 1 - alone.constrained / alone.plain
+    print(
+        f"S4: {alone.plain:.0f} tokens/s, {alone.constrained:.0f} under a schema: {loss:.1%} less"
+    )
+    assert loss <= 0.05
+
+
+def test_the_server_costs_little_over_the_engine(
+    server: LocalServer, alone: Alone, clients: Clients
+) -> None:
+    """64 closed-loop clients: <= 5 % of tokens/s, <= 1.5 ms on the median TTFT."""
+    samples = clients.load(server.url, 64, NUM_REQUESTS)
+    seen = [moment for sample in samples for moment in sample.token_times]
+    num_tokens = sum(sample.num_tokens for sample in samples)  # some add no text of their own
+    served = steady_rate(seen) * num_tokens / len(seen)
+    loss = 1 - served / alone.tokens_per_s
+    ttft_s = statistics.median(sample.ttft_s for sample in samples)
+    print(f"overhead: {alone.tokens_per_s:.0f} tokens/s bare, {served:.0f} served: {loss:.1%} less")
+    print(f"TTFT p50 {alone.ttft_s * 1e3:.1f} ms bare, {ttft_s * 1e3:.1f} ms served")
+    assert loss <= 0.05
+    assert ttft_s - alone.ttft_s <= 1.5e-3
+
+
+def test_256_streams_leave_the_loop_quick(server: LocalServer, clients: Clients) -> None:
+    lags: list[float] = []
+    is_over = threading.Event()
+
+    async def sample_lag() -> None:
+        while not is_over.is_set():
+            begun = time.perf_counter()
+            await asyncio.sleep(0.005)
+            lags.append(time.perf_counter() - begun - 0.005)
+
+    sampling = asyncio.run_coroutine_threadsafe(sample_lag(), server.loop)
+    samples = clients.load(server.url, 256, 2 * NUM_REQUESTS)
+    is_over.set()
+    sampling.result(5)
+    gaps = sorted(gap for sample in samples for gap in sample.itl_s)
+    lag = sorted(lags)[int(len(lags) * 0.99)]
+    middle, last = gaps[len(gaps) // 2], gaps[int(len(gaps) * 0.99)]
+    print(f"loop lag p99 {lag * 1e3:.1f} ms; ITL p50 {middle * 1e3:.1f}, p99 {last * 1e3:.1f} ms")
+    assert lag <= 0.02
+    assert last <= 3 * middle
+
+
+def test_20_llms_give_back_their_gpu_memory() -> None:
+    """L15. What the first leaves behind (the context, libraries, kernels) is where it starts."""
+    free = []
+    for number in range(20):
+        with PresetLLM(num_blocks=512, max_num_seqs=4) as llm:
+            llm.generate([list(range(1, 50))], SamplingParams(max_tokens=4, ignore_eos=True))
+        del llm
+        gc.collect()
+        free.append(torch.cuda.mem_get_info()[0])
+        assert number == 0 or abs(free[0] - free[-1]) < 50e6, free
+    print(f"free after the first {free[0] / 1e6:.0f} MB, after the last {free[-1] / 1e6:.0f} MB")
+
+
+ASSERTING = """
+import sys, time, torch
+from lite_llama.engine.engine import Engine
+from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.server import run
+from lite_llama.server.config import ServeConfig
+from tests.server.test_gpu import PresetLLM
+step, count = Engine.step, 0
+def asserting(engine):
+    global count
+    count += bool(engine.scheduler.running)
+    if count == 20:
+        print('fault at', time.time(), file=sys.stderr, flush=True)
+        torch.zeros(1, device='cuda')[torch.tensor([5], device='cuda')].sum().item()
+    return step(engine)
+def warm_up(llm):
+    llm.generate([[1, 2]], SamplingParams(max_tokens=4, ignore_eos=True))
+    Engine.step = asserting
+run.LLM, run.warm_up = PresetLLM, warm_up
+phases = run.Phases(lambda line: print(line, flush=True))
+sys.exit(run.serve('preset', ServeConfig(port=0), {'max_num_seqs': 4, 'num_blocks': 512}, phases))
+"""
+
+
+def test_a_device_assert_ends_the_process(tmp_path: Path) -> None:
+    """L11: the device is lost, so it is as L7."""
+    (tmp_path / "asserting.py").write_text(ASSERTING)
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])}
+    with server_process(tmp_path, main="asserting", environment=environment) as server:
+        check_death(server, 0)
