@@ -36,10 +36,11 @@ lint: $(VENV)/dev.stamp
 GPU_PYTHON ?= $(BIN)/python
 
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
-	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py
+	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py tests/tuning/test_gpu.py
 	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/server/test_gpu.py
 	$(GPU_PYTHON) -m lite_llama.bench.ops.run
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --batch 1,2,4,8,16,64
+	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --prompt-len 128 --ablate
 	$(GPU_PYTHON) -m lite_llama.bench.plot
 
 # The server's tests, and the page that lists when each row of its matrix last passed.
