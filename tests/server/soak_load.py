@@ -216,7 +216,7 @@ def test_rows_a_and_l_pass_without_a_network() -> None:
 def test_the_suite_passes_without_assert_statements() -> None:
     """X17: pytest's own asserts are kept, as it rewrites them."""
     folders = ("server", "text", "engine", "checkpoint", "cache")
-    command = [sys.executable, "-O", "-m", "pytest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-O", "-m", "pytest", "-p", "no:cacheprovider", "-rf", "--tb=short"]
     done = subprocess.run(
         [*command, *(f"tests/{folder}" for folder in folders)],
         cwd=ROOT,
