@@ -1,7 +1,8 @@
 """From the launch of `lite-llama generate` to its first text: `python -m lite_llama.bench.startup`.
 
 A process of its own each time, with the default model and the question of `make demo`; the answer
-must be right. Peak memory is that process's largest resident set.
+must be right. Peak memory is that process's largest resident set (the system counts at least its
+parent's, which is smaller).
 """
 
 import os

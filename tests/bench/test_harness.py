@@ -95,7 +95,7 @@ def test_settings_that_cannot_run_are_refused(arguments: dict[str, object], mess
 
 def test_a_latency_of_one_token_is_refused() -> None:
     engine = latency.build_engine(EngineConfig(device="cpu", max_model_len=64), None, None)
-    prompts = latency._prompts(1, 4, engine.model.vocab_size)
+    prompts = latency.random_prompts(1, 4, engine.model.vocab_size)
     with pytest.raises(ConfigError, match="gen_len is 1, limit 2"):
         latency.measure_engine(engine, prompts, 1)
     assert len(latency.measure_engine(engine, prompts, 2)[2][0]) == 2
