@@ -91,7 +91,7 @@ def _compile_case(call: Callable[[], object], arch: str) -> Iterator[tuple[str, 
     assert launches, "the case launches no kernel"
     for function, args, kwargs in launches:
         kernel = compile_launch(function, args, kwargs, arch)
-        usage = _usage(kernel.asm["cubin"]) | {"shared_bytes": kernel.metadata.shared}
+        usage = usage_of(kernel.asm["cubin"]) | {"shared_bytes": kernel.metadata.shared}
         yield function.__name__, usage
 
 
@@ -134,7 +134,8 @@ def compile_launch(function: Any, args: Any, kwargs: Any, arch: str) -> Any:
     return triton.compile(source, target=target, options=options.__dict__)
 
 
-def _usage(cubin: bytes) -> Usage:
+def usage_of(cubin: bytes) -> Usage:
+    """Registers of a thread, and bytes of stack: what spilled."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
