@@ -15,7 +15,7 @@ from lite_llama.ops.linear_add import kernel as linear_add
 from lite_llama.ops.norm_gate_up import kernel as norm_gate_up
 from lite_llama.ops.norm_linear import kernel as norm_linear
 from lite_llama.ops.norm_qkv import kernel as norm_qkv
-from tests.compile.record import usage_of, caught_launches, compile_launch
+from tests.compile.record import caught_launches, compile_launch, usage_of
 
 
 def main() -> None:
