@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class ServeConfig:
             raise ConfigError("an API key is empty; give one of at least one character")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ConfigError("TLS needs both ssl_certfile and ssl_keyfile; give both or neither")
+        if self.ssl_certfile is not None:
+            _check_certificate(self.ssl_certfile, self.ssl_keyfile)
         for name in ("request_timeout_s", "step_timeout_s", "drain_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}, limit above 0")
@@ -92,3 +95,19 @@ def read_keys(path: Path | None) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the keys in {path}: {error}") from None
     return [line.strip() for line in lines if line.strip()]
+
+
+def _check_certificate(certificate: str, key: str | None) -> None:
+    """Refuse files that TLS cannot start with, before a model is loaded."""
+    for path in (certificate, key):
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"TLS file {path} does not exist; name a PEM file")
+    try:
+        # An empty password: a key that needs one is refused, and nobody is asked.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key, password="")
+    except OSError as error:
+        raise ConfigError(
+            f"{certificate} with {key} is no certificate and key ({error}); "
+            "give PEM files that belong together, the key without a password"
+        ) from error
