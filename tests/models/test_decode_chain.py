@@ -47,6 +47,11 @@ def _batch(token_ids: list[int], start: int, *, decodes: bool) -> ForwardBatch:
     )
 
 
+def _two_caches() -> list[KVCache]:
+    shape = (2, 4, BLOCK_SIZE, 2, 16)
+    return [KVCache.allocate(shape, torch.float32, torch.device("cpu")) for _ in range(2)]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -63,17 +68,11 @@ def test_a_step_gives_the_decoders_logits_and_cache(changes: dict[str, object]) 
     torch.manual_seed(1)
     config = replace(BASE, **changes)  # type: ignore[arg-type]
     decoder = random_decoder(config, EXACT, device=torch.device("cpu"), num_positions=64)
-    caches = [
-        KVCache.allocate((2, 4, BLOCK_SIZE, 2, 16), torch.float32, torch.device("cpu"))
-        for _ in range(2)
-    ]
+    caches = _two_caches()
     prompt = torch.randint(0, 97, (9,)).tolist()
     for cache in caches:
         decoder.forward(_batch(prompt, 0, decodes=False), cache)
     step = _batch([5], 9, decodes=True)
-    for cache in caches:
-        for layer in cache.layers:
-            layer.k.fill_(0.25), layer.v.fill_(0.5)
     want = decoder.forward(step, caches[0])
     got = decode_chain.forward(decoder, step, caches[1], choose_launches(config, 1))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
@@ -86,10 +85,7 @@ def test_a_step_gives_the_decoders_logits_and_cache(changes: dict[str, object]) 
 def test_a_step_of_two_sequences_gives_the_decoders_logits() -> None:
     torch.manual_seed(1)
     decoder = random_decoder(BASE, EXACT, device=torch.device("cpu"), num_positions=64)
-    caches = [
-        KVCache.allocate((2, 4, BLOCK_SIZE, 2, 16), torch.float32, torch.device("cpu"))
-        for _ in range(2)
-    ]
+    caches = _two_caches()
     one, two = _batch([5], 5, decodes=True), _batch([11], 2, decodes=True)
     step = replace(
         one,
@@ -102,7 +98,8 @@ def test_a_step_of_two_sequences_gives_the_decoders_logits() -> None:
     )
     for cache in caches:
         for layer in cache.layers:
-            layer.k.fill_(0.25), layer.v.fill_(0.5)
+            layer.k.fill_(0.25)
+            layer.v.fill_(0.5)
     want = decoder.forward(step, caches[0])
     got = decode_chain.forward(decoder, step, caches[1], choose_launches(BASE, 2))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
