@@ -8,7 +8,7 @@ import binascii
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
@@ -110,10 +110,10 @@ class App:
             "/tokenize": Route("POST", _tokenize),
             "/detokenize": Route("POST", _detokenize),
             "/v1/models": Route("GET", _models),
-            "/v1/completions": Route("POST", _completions),
-            "/v1/chat/completions": Route("POST", _chat_completions),
-            "/v1/messages": Route("POST", _messages),
-            "/v1/responses": Route("POST", _responses),
+            "/v1/completions": Route("POST", _COMPLETIONS),
+            "/v1/chat/completions": Route("POST", _CHAT_COMPLETIONS),
+            "/v1/messages": Route("POST", _MESSAGES),
+            "/v1/responses": Route("POST", _RESPONSES),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -202,41 +202,40 @@ def _ignored(names: list[str]) -> dict[str, str]:
     return {"x-ignored-fields": ", ".join(plain[:32]) or "(unprintable)"} if names else {}
 
 
-async def _chat_completions(service: Service, request: Request, caller: Caller) -> Response:
-    body, unknown = read(await read_json(request), ChatRequest)
-    writer = chat.ChatWriter(service, body, service.check_model(body.model))
-    if body.stream:
-        return EventStream(chat.stream(writer, caller), _ignored(unknown))
-    content = await until_disconnect(request.receive, chat.complete(writer, caller))
-    return JsonResponse(content, headers=_ignored(unknown))
+@dataclass(frozen=True)
+class Generates:
+    """The handler of a route that generates: what reads its body, and what writes its answer."""
+
+    request: type[Any]
+    writer: Callable[[Service, Any, str], Any]
+    stream: Callable[[Any, Caller], AsyncGenerator[bytes, None]]
+    complete: Callable[[Any, Caller], Coroutine[Any, Any, dict[str, Any]]]
+    describe: Callable[[Problem], bytes] | None = None
+
+    async def __call__(self, service: Service, request: Request, caller: Caller) -> Response:
+        """The whole answer, or its stream if the body asks for one."""
+        body, unknown = read(await read_json(request), self.request)
+        writer = self.writer(service, body, service.check_model(body.model))
+        if body.stream:
+            return EventStream(self.stream(writer, caller), _ignored(unknown), self.describe)
+        content = await until_disconnect(request.receive, self.complete(writer, caller))
+        return JsonResponse(content, headers=_ignored(unknown))
 
 
-async def _completions(service: Service, request: Request, caller: Caller) -> Response:
-    body, unknown = read(await read_json(request), CompletionRequest)
-    writer = completions.CompletionWriter(service, body, service.check_model(body.model))
-    if body.stream:
-        return EventStream(completions.stream(writer, caller), _ignored(unknown))
-    content = await until_disconnect(request.receive, completions.complete(writer, caller))
-    return JsonResponse(content, headers=_ignored(unknown))
-
-
-async def _responses(service: Service, request: Request, caller: Caller) -> Response:
-    body, unknown = read(await read_json(request), responses.ResponsesRequest)
-    writer = responses.ResponsesWriter(service, body, service.check_model(body.model))
-    if body.stream:
-        return EventStream(responses.stream(writer, caller), _ignored(unknown))
-    content = await until_disconnect(request.receive, responses.complete(writer, caller))
-    return JsonResponse(content, headers=_ignored(unknown))
-
-
-async def _messages(service: Service, request: Request, caller: Caller) -> Response:
-    body, unknown = read(await read_json(request), messages.MessagesRequest)
-    writer = messages.MessagesWriter(service, body, service.check_model(body.model))
-    if body.stream:
-        events = messages.stream(writer, caller)
-        return EventStream(events, _ignored(unknown), messages.error_event)
-    content = await until_disconnect(request.receive, messages.complete(writer, caller))
-    return JsonResponse(content, headers=_ignored(unknown))
+_COMPLETIONS = Generates(
+    CompletionRequest, completions.CompletionWriter, completions.stream, completions.complete
+)
+_CHAT_COMPLETIONS = Generates(ChatRequest, chat.ChatWriter, chat.stream, chat.complete)
+_MESSAGES = Generates(
+    messages.MessagesRequest,
+    messages.MessagesWriter,
+    messages.stream,
+    messages.complete,
+    messages.error_event,
+)
+_RESPONSES = Generates(
+    responses.ResponsesRequest, responses.ResponsesWriter, responses.stream, responses.complete
+)
 
 
 async def _tokenize(service: Service, request: Request, caller: Caller) -> Response:
