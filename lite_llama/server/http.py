@@ -29,6 +29,11 @@ def data_event(content: Any) -> bytes:
     return b"data: " + encode(content) + b"\n\n"
 
 
+def named_event(name: str, content: Any) -> bytes:
+    """One server-sent event with a name."""
+    return b"event: %s\n" % name.encode() + data_event(content)
+
+
 class JsonResponse(Response):
     """A JSON answer."""
 

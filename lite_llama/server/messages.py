@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from lite_llama.server.chat import Answer, Delta, answer
-from lite_llama.server.http import encode
+from lite_llama.server.http import named_event
 from lite_llama.server.problems import Problem
 from lite_llama.server.protocol import (
     CalledFunction,
@@ -196,7 +196,7 @@ class MessagesWriter:
 
     def event(self, kind: str, **fields: Any) -> bytes:
         """One server-sent event."""
-        return b"event: %s\ndata: %s\n\n" % (kind.encode(), encode({"type": kind, **fields}))
+        return named_event(kind, {"type": kind, **fields})
 
     def add(self, delta: Delta, under_way: Answer) -> Iterator[bytes]:
         """Take in a delta; the events that tell of it."""
@@ -278,4 +278,4 @@ async def stream(writer: MessagesWriter, caller: Caller) -> AsyncGenerator[bytes
 
 def error_event(problem: Problem) -> bytes:
     """A problem in the middle of a stream."""
-    return b"event: error\ndata: " + encode(problem.envelope()) + b"\n\n"
+    return named_event("error", problem.envelope())

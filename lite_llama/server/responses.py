@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from lite_llama.server.chat import Answer, Delta, answer, call_id
-from lite_llama.server.http import encode
+from lite_llama.server.http import named_event
 from lite_llama.server.problems import Problem
 from lite_llama.server.protocol import (
     CalledFunction,
@@ -209,8 +209,7 @@ class ResponsesWriter:
     def event(self, kind: str, **fields: Any) -> bytes:
         """One server-sent event."""
         self._number += 1
-        body = {"type": kind, "sequence_number": self._number, **fields}
-        return b"event: %s\ndata: %s\n\n" % (kind.encode(), encode(body))
+        return named_event(kind, {"type": kind, "sequence_number": self._number, **fields})
 
     def add(self, delta: Delta) -> Iterator[bytes]:
         """Take in a delta; the events that tell of it."""
