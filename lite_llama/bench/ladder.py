@@ -216,7 +216,7 @@ def _chains(base: Engine, size: int) -> dict[str, ChainLaunches | None]:
     if not decode_chain.fits(decoder, size):
         return found
     gpu, activations = gpu_spec(plan.device), plan.precision.activations
-    tokens = -(-plan.max_model_len // plan.block_size) * plan.block_size
+    tokens = plan.max_blocks_per_seq * plan.block_size
     chain = settle_attention(
         choose_launches(base.model, size), base.model, (size, activations, tokens), gpu
     )

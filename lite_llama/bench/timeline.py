@@ -20,6 +20,7 @@ from lite_llama.engine.config import EngineConfig
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.errors import ConfigError
+from lite_llama.kernel_lib.gpu import slug
 
 _WARM_STEPS, _STEPS, _DRAWN_STEPS = 20, 40, 3
 
@@ -42,10 +43,10 @@ def main() -> None:
     options = parser.parse_args()
     engine = build_engine(EngineConfig(prefix_caching=False), None, options.preset)
     spans = record(engine, options.prompt_len)
-    slug = torch.cuda.get_device_name().lower().replace(" ", "-")
+    gpu = slug(torch.cuda.get_device_name())
     print(f"{options.preset}: GPU idle {100 * idle_share(spans):.1f} % of {_STEPS} decode steps")
     print(summary(spans))
-    draw(spans, options.folder / slug / "timeline.png", f"{options.preset} on {slug}")
+    draw(spans, options.folder / gpu / "timeline.png", f"{options.preset} on {gpu}")
 
 
 def record(engine: Engine, prompt_len: int) -> list[Span]:

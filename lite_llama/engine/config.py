@@ -81,6 +81,11 @@ class EnginePlan:
     prefix_caching: bool
     enforce_eager: bool
 
+    @property
+    def max_blocks_per_seq(self) -> int:
+        """KV blocks of the longest sequence: the width of a block table."""
+        return -(-self.max_model_len // self.block_size)
+
 
 def resolve(config: EngineConfig, model: ModelConfig, formats: Collection[str] = ()) -> EnginePlan:
     """Settle every open choice; ConfigError where a request cannot be met.
@@ -136,7 +141,7 @@ def choose_num_blocks(
 ) -> int:
     """KV blocks to allocate, given the free memory after the weights are loaded."""
     block_bytes = plan.block_size * model.kv_bytes_per_token(plan.precision.activations.itemsize)
-    per_sequence = -(-plan.max_model_len // plan.block_size)
+    per_sequence = plan.max_blocks_per_seq
     if config.num_blocks is not None:
         return config.num_blocks
     if plan.device.type == "cpu":

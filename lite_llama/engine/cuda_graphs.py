@@ -49,8 +49,7 @@ class DecodeGraphs:
         # Now, so that a bad table of launches is found before any step.
         self._launches = {size: choose(decoder, size) for size in self._sizes}
         self.fields = torch.zeros((_NUM_FIELDS, rows), dtype=torch.int64, device=device)
-        width = -(-plan.max_model_len // plan.block_size)
-        self.table = torch.zeros((rows, width), dtype=torch.int32, device=device)
+        self.table = torch.zeros((rows, plan.max_blocks_per_seq), dtype=torch.int32, device=device)
         # A copy to the device reads its source later: two sources take turns, and a step is
         # launched only after the one before the last has been read back.
         self._staging = [

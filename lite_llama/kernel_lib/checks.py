@@ -71,6 +71,23 @@ def check_unit_stride(name: str, x: Tensor) -> None:
         raise OperatorError(f"{name} has strides {x.stride()}, expected 1 in the last dimension")
 
 
+def check_cache_write(
+    num_tokens: int,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+) -> None:
+    """Require two caches of one shape, angles of whole heads, a position and a slot a token."""
+    check_rank("k_cache", k_cache, 4)
+    check_shape("v_cache", v_cache, tuple(k_cache.shape))
+    check_shape("cos_sin", cos_sin, (cos_sin.shape[0], k_cache.shape[3]))
+    for name, value in (("positions", positions), ("slot_mapping", slot_mapping)):
+        check_integer(name, value)
+        check_shape(name, value, (num_tokens,))
+
+
 def check_few_rows_of(name: str, x: Tensor, weight_name: str, weight: Tensor) -> None:
     """Require 1..MAX_TOKENS rows that a [out_features, in_features] matrix multiplies."""
     check_rank(weight_name, weight, 2)

@@ -53,8 +53,9 @@ def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
         site: replace(choose_gemv(*shape, num_tokens), overlap=overlap)
         for site, shape in weight_shapes(config).items()
     }
-    products["qkv"] = replace(products["qkv"], overlap=1.0)
-    if num_tokens > 2:
+    if num_tokens <= 2:
+        products["qkv"] = replace(products["qkv"], overlap=1.0)
+    else:
         products["qkv"] = GemvLaunch(32, 128, 8, num_stages=4, overlap=0.6)
     return ChainLaunches(**products)  # type: ignore[arg-type]
 

@@ -21,12 +21,13 @@ from lite_llama.models.layers import Linear
 
 def fits(decoder: Decoder, num_tokens: int) -> bool:
     """Whether the chain serves this model and step: few tokens, dense weights of one dtype."""
+    if num_tokens > MAX_TOKENS:
+        return False
     linears = [decoder.head]
     for block in decoder.blocks:
         linears += [block.attention.qkv, block.attention.o, block.mlp.gate_up, block.mlp.down]
     return (
-        num_tokens <= MAX_TOKENS
-        and isinstance(decoder.embedding, Tensor)
+        isinstance(decoder.embedding, Tensor)
         and decoder.embedding.is_cuda
         and all(
             isinstance(linear.weight, DenseWeight) and linear.weight.values.dtype == decoder.dtype

@@ -107,7 +107,7 @@ def _tune_batch(
     compiler, console = helpers
     dtype, gpu = engine.plan.precision.activations, gpu_spec(engine.plan.device)
     contexts = _contexts(engine, size, request.context)
-    problem = (size, dtype, _table_tokens(engine))
+    problem = (size, dtype, engine.plan.max_blocks_per_seq * engine.plan.block_size)
     start = settle_attention(choose_launches(engine.model, size), engine.model, problem, gpu)
     key = {
         "shape": tuned_shape(engine.model),
@@ -172,12 +172,6 @@ def _contexts(engine: Engine, size: int, context: int) -> list[int]:
     if context > limit:
         raise ConfigError(f"--context is {context}, limit {limit} at batch {size}; lower it")
     return [context * factor for factor in _CONTEXTS if context * factor <= limit]
-
-
-def _table_tokens(engine: Engine) -> int:
-    """Tokens that a row of the engine's block table holds."""
-    block_size = engine.plan.block_size
-    return -(-engine.plan.max_model_len // block_size) * block_size
 
 
 def _conditions(engine: Engine, contexts: list[int]) -> dict[str, Any]:

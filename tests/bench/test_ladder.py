@@ -56,7 +56,7 @@ def test_recorded_rungs_add_one_thing_each(
     monkeypatch.setattr(decode_chain, "fits", lambda *_: True)
     decoder = random_decoder(BASE, EXACT, device=torch.device("cpu"), num_positions=64)
     plan = SimpleNamespace(
-        device=torch.device("cpu"), max_model_len=64, block_size=16, precision=EXACT
+        device=torch.device("cpu"), max_blocks_per_seq=4, block_size=16, precision=EXACT
     )
     base = SimpleNamespace(runner=SimpleNamespace(decoder=decoder), plan=plan, model=BASE)
     found = ladder._chains(cast("Engine", base), 1)

@@ -4,9 +4,8 @@ from torch import Tensor
 
 from lite_llama.kernel_lib.checks import (
     check,
+    check_cache_write,
     check_few_rows_of,
-    check_integer,
-    check_rank,
     check_same,
     check_shape,
 )
@@ -39,8 +38,7 @@ def norm_qkv(
     check_few_rows_of("x", x, "weight", weight)
     check_shape("norm", norm, (x.shape[1],))
     check_same("norm", norm, "x", x)
-    check_rank("k_cache", k_cache, 4)
-    check_shape("v_cache", v_cache, tuple(k_cache.shape))
+    check_cache_write(len(x), k_cache, v_cache, cos_sin, positions, slot_mapping)
     num_kv_heads, head_dim = k_cache.shape[2:]
     check(
         weight.shape[0] % head_dim == 0 and weight.shape[0] > 2 * num_kv_heads * head_dim,
@@ -51,10 +49,6 @@ def norm_qkv(
     if bias is not None:
         check_shape("bias", bias, (weight.shape[0],))
         check_same("bias", bias, "x", x)
-    check_shape("cos_sin", cos_sin, (cos_sin.shape[0], head_dim))
-    for name, value in (("positions", positions), ("slot_mapping", slot_mapping)):
-        check_integer(name, value)
-        check_shape(name, value, (x.shape[0],))
     if x.is_cuda:
         from lite_llama.ops.norm_qkv import kernel
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lite_llama.kernel_lib.checks import (
     check,
-    check_integer,
+    check_cache_write,
     check_rank,
     check_same,
     check_shape,
@@ -40,8 +40,7 @@ def norm_rope_write(
         qkv.dtype == torch.float32 and qkv.is_contiguous(),
         lambda: f"qkv is {qkv.dtype} with strides {qkv.stride()}, expected float32, contiguous",
     )
-    check_rank("k_cache", k_cache, 4)
-    check_shape("v_cache", v_cache, tuple(k_cache.shape))
+    check_cache_write(len(qkv), k_cache, v_cache, cos_sin, positions, slot_mapping)
     num_kv_heads, head_dim = k_cache.shape[2:]
     check(
         qkv.shape[1] % head_dim == 0 and qkv.shape[1] > 2 * num_kv_heads * head_dim,
@@ -50,10 +49,6 @@ def norm_rope_write(
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
         check_shape(name, norm, (head_dim,))
         check_same(name, norm, "k_cache", k_cache)
-    check_shape("cos_sin", cos_sin, (cos_sin.shape[0], head_dim))
-    for name, value in (("positions", positions), ("slot_mapping", slot_mapping)):
-        check_integer(name, value)
-        check_shape(name, value, (qkv.shape[0],))
     if qkv.is_cuda:
         from lite_llama.ops.norm_rope_write import kernel
 
