@@ -34,8 +34,10 @@ class _ReadBack:
         self.source = tokens
         self._event: torch.cuda.Event | None = None
         if tokens.is_cuda:
+            from lite_llama.kernel_lib.host_copy import store_to_host
+
             self._host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._host.copy_(tokens, non_blocking=True)
+            store_to_host(tokens.contiguous(), self._host)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
         else:
