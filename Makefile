@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint gpu matrix soak clean
+.PHONY: demo test lint gpu sanitize matrix soak clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/lite-llama generate --temperature 0 "What is the capital of France?"
@@ -36,16 +36,22 @@ lint: $(VENV)/dev.stamp
 GPU_PYTHON ?= $(BIN)/python
 
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
-	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py tests/tuning/test_gpu.py
-	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/server/test_gpu.py
+	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py tests/tuning/test_gpu.py tests/models/test_chain_stress.py
+	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/server/test_gpu.py tests/ops/test_smallest.py
+	$(MAKE) sanitize GPU_PYTHON=$(GPU_PYTHON)
 	$(GPU_PYTHON) -m lite_llama.bench.ops.run
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --batch 1,2,4,8,16,64
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --prompt-len 128 --ablate
 	$(GPU_PYTHON) -m lite_llama.bench.plot
 
+# Every operator's smallest case under compute-sanitizer, which comes with CUDA: memory accesses, and
+# races in shared memory.
+sanitize: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
+	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/ops/sanitize.py
+
 # The server's tests, and the page that lists when each row of its matrix last passed.
 matrix: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -p tests.server.matrix tests/server tests/text/test_grammar.py tests/text/test_tags.py tests/engine tests/cache tests/test_llm.py
+	$(BIN)/python -m pytest -p tests.server.matrix tests/server tests/text/test_grammar.py tests/text/test_tags.py tests/engine tests/cache tests/test_llm.py tests/ops/test_smallest.py
 
 # Their long forms, on the same page: about an hour and a half. Row A11 looks for its clients in
 # these folders (see tests/server/soak_clients.py).

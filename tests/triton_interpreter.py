@@ -6,6 +6,7 @@ was declined upstream (triton issue 11584). Here every bf16 operation is compute
 rounded once, and every conversion goes through torch, which rounds to nearest even.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -37,8 +38,9 @@ def install() -> None:
     builder.get_bf16 = _bf16_constant
     _refuse_bf16_reductions()
     _index_without_deprecation()
-    tl.extra.cuda.gdc_wait = _no_dependents
-    tl.extra.cuda.gdc_launch_dependents = _no_dependents
+    # Two modules of one source: kernels import from the second.
+    for module in (tl.extra.cuda, importlib.import_module("triton.language.extra.cuda")):
+        module.gdc_wait = module.gdc_launch_dependents = _no_dependents
 
 
 def _no_dependents(_semantic: Any = None) -> None:

@@ -422,6 +422,31 @@ ROWS: dict[str, Row] = {
         None,
         form("no known vulnerability", "test_no_pinned_package_has_a_known_vulnerability"),
     ),
+    "K1": Row(
+        "every operator's smallest case, its outputs NaN before",
+        form(
+            "equal to the reference (by make gpu on the GPU)",
+            "test_outputs_are_written_whole_and_nothing_beside_them",
+            "test_every_operator_has_a_smallest_case",
+        ),
+    ),
+    "K2": Row(
+        "compute-sanitizer, every operator's smallest case",
+        None,
+        form(
+            "memcheck and racecheck: 0 reports (make sanitize)",
+            "test_memcheck_reports_nothing",
+            "test_racecheck_reports_nothing",
+        ),
+    ),
+    "K3": Row(
+        "guards before and after each of these outputs, cache slots that are not written",
+        form(
+            "unchanged (by make gpu on the GPU)",
+            "test_outputs_are_written_whole_and_nothing_beside_them",
+            "test_one_value_beside_an_output_is_found",
+        ),
+    ),
     "overhead": Row(
         "the server over the bare engine, 64 closed-loop clients",
         None,
