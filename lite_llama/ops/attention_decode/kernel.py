@@ -19,94 +19,40 @@ from lite_llama.ops.attention_decode.launch import Launch, Problem, choose_launc
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Rows of the smallest tensor-core tile.
 MIN_ROWS = 16
-# Keys a program fetches before the wait: a first chunk's worth.
-PREFETCHED_KEYS = tl.constexpr(128)
-LINE_BYTES = tl.constexpr(128)
+# A maximum of nothing that may be subtracted from -inf.
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+COMBINED_AT_ONCE = tl.constexpr(8)
 
 
 @triton.jit
-def prefetch_cached(
-    k_ptr,
-    v_ptr,
+def _tile_rows(
     table_row_ptr,
-    begin,
-    kv_len,
+    keys,
+    inside,
     k_block_stride,
     k_token_stride,
     v_block_stride,
     v_token_stride,
-    HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """Fetch a chunk's keys and values into L2 while the kernel before still runs."""
-    keys = tl.minimum(begin + tl.arange(0, PREFETCHED_KEYS), kv_len - 1)
-    keys = tl.maximum(keys, 0)
-    blocks = tl.load(table_row_ptr + keys // BLOCK_SIZE).to(tl.int64)
+    """Where keys lie in the caches, in elements: (of k, of v)."""
+    blocks = tl.load(table_row_ptr + keys // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
     slots = keys % BLOCK_SIZE
-    _prefetch_rows(k_ptr + blocks * k_block_stride + slots * k_token_stride, HEAD_DIM)
-    _prefetch_rows(v_ptr + blocks * v_block_stride + slots * v_token_stride, HEAD_DIM)
+    k_rows = blocks * k_block_stride + slots * k_token_stride
+    return k_rows, blocks * v_block_stride + slots * v_token_stride
 
 
 @triton.jit
-def _prefetch_rows(rows_ptr, HEAD_DIM: tl.constexpr):
-    """Ask for the cache lines of rows of HEAD_DIM elements; nothing is read into registers."""
-    ELEMENTS: tl.constexpr = LINE_BYTES // (rows_ptr.dtype.element_ty.primitive_bitwidth // 8)
-    for start in tl.static_range(0, HEAD_DIM, ELEMENTS):
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-            "=r,l",
-            [rows_ptr + start],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@triton.jit
-def _fold_chunk(
-    q,
-    k_ptr,
-    v_ptr,
-    table_row_ptr,
-    begin,
-    end,
-    qk_scale,
-    k_block_stride,
-    k_token_stride,
-    v_block_stride,
-    v_token_stride,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Softmax-weighted values of keys begin:end: (acc, maximum, sum); the chunk is not empty."""
-    row_max = tl.full((ROWS,), float("-inf"), tl.float32)
-    row_sum = tl.zeros((ROWS,), tl.float32)
-    acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    dims = tl.arange(0, BLOCK_D)
-    for start in range(begin, end, BLOCK_N):
-        keys = start + tl.arange(0, BLOCK_N)
-        inside = keys < end
-        blocks = tl.load(table_row_ptr + keys // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-        slots = keys % BLOCK_SIZE
-        load_mask = inside[:, None] & (dims < HEAD_DIM)[None, :]
-        k_rows = blocks * k_block_stride + slots * k_token_stride
-        k = tl.load(k_ptr + k_rows[:, None] + dims[None, :], mask=load_mask, other=0.0)
-        scores = tl.dot(q, k.T, input_precision=PRECISION) * qk_scale
-        scores = tl.where(inside[None, :], scores, float("-inf"))
-        new_max = tl.maximum(row_max, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_max[:, None])
-        rescale = tl.exp2(row_max - new_max)
-        row_sum = row_sum * rescale + tl.sum(weights, 1)
-        v_rows = blocks * v_block_stride + slots * v_token_stride
-        v = tl.load(v_ptr + v_rows[:, None] + dims[None, :], mask=load_mask, other=0.0)
-        acc = acc * rescale[:, None]
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
-        row_max = new_max
-    return acc, row_max, row_sum
+def _fold_tile(q, k, v, inside, qk_scale, acc, row_max, row_sum, PRECISION: tl.constexpr):
+    """Softmax-weighted values so far, and those of one more tile: (acc, maximum, sum)."""
+    scores = tl.dot(q, k.T, input_precision=PRECISION) * qk_scale
+    scores = tl.where(inside[None, :], scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_max[:, None])
+    rescale = tl.exp2(row_max - new_max)
+    row_sum = row_sum * rescale + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
+    return acc, new_max, row_sum
 
 
 @triton.jit
@@ -123,31 +69,39 @@ def _combine(
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """All heads' results [ROWS, BLOCK_D] from their chunks' partial ones.
+    """All heads' results [ROWS, BLOCK_D] from their chunks' partial ones, in the chunks' order.
 
-    In groups of fixed size and order, so that a group's loads are in flight together.
+    A thread folds its own elements, so that nothing passes between threads; the loads of a few
+    chunks are in flight together.
     """
-    GROUP: tl.constexpr = max(1, min(32, 4096 // (ROWS * BLOCK_D)))
     total = tl.zeros((ROWS, BLOCK_D), tl.float32)
     dims = tl.arange(0, BLOCK_D)
-    for start in range(0, num_chunks, GROUP):
-        chunks = start + tl.arange(0, GROUP)
-        rows = first_rows[:, None] + chunks[None, :]
-        inside = real_row[:, None] & (chunks < num_chunks)[None, :]
-        # .cg: other SMs wrote these, the L1 cache is no witness.
-        row_max = tl.load(max_ptr + rows, inside, float("-inf"), cache_modifier=".cg")
-        row_sum = tl.load(sum_ptr + rows, inside, 0.0, cache_modifier=".cg")
-        acc = tl.load(
-            partial_ptr + rows[:, :, None] * HEAD_DIM + dims[None, None, :],
-            mask=inside[:, :, None] & (dims < HEAD_DIM)[None, None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new_max = tl.maximum(total_max, tl.max(row_max, 1))
-        weights = tl.exp2(row_max - new_max[:, None])
+    for start in range(0, num_chunks, COMBINED_AT_ONCE):
+        partials, maxima, sums = (total,)[:0], (total,)[:0], (total,)[:0]
+        new_max = total_max
+        for i in tl.static_range(COMBINED_AT_ONCE):
+            rows = first_rows + start + i
+            inside = real_row & (start + i < num_chunks)
+            # .cg: other SMs wrote these, the L1 cache is no witness.
+            row_max = tl.load(max_ptr + rows, inside, LOWEST, cache_modifier=".cg")
+            maxima += (row_max,)
+            sums += (tl.load(sum_ptr + rows, inside, 0.0, cache_modifier=".cg"),)
+            partials += (
+                tl.load(
+                    partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :],
+                    mask=inside[:, None] & (dims < HEAD_DIM)[None, :],
+                    other=0.0,
+                    cache_modifier=".cg",
+                ),
+            )
+            new_max = tl.maximum(new_max, row_max)
         rescale = tl.exp2(total_max - new_max)
-        total = total * rescale[:, None] + tl.sum(acc * weights[:, :, None], 1)
-        total_sum = total_sum * rescale + tl.sum(row_sum * weights, 1)
+        total *= rescale[:, None]
+        total_sum *= rescale
+        for i in tl.static_range(COMBINED_AT_ONCE):
+            weight = tl.exp2(maxima[i] - new_max)
+            total += partials[i] * weight[:, None]
+            total_sum += sums[i] * weight
         total_max = new_max
     return total / total_sum[:, None]
 
@@ -212,20 +166,32 @@ def attention_decode_kernel(
         return
 
     table_row_ptr = block_table_ptr + seq.to(tl.int64) * table_row_stride
+    k_ptr += kv_head * k_head_stride
+    v_ptr += kv_head * v_head_stride
+    dims = tl.arange(0, BLOCK_D)
+    real_dim = (dims < HEAD_DIM)[None, :]
+    tile_keys = tl.arange(0, BLOCK_N)
     if OVERLAP:
-        # Idle programs have left by now: every program that writes waits.
-        prefetch_cached(
-            k_ptr + kv_head * k_head_stride, v_ptr + kv_head * v_head_stride, table_row_ptr,
-            first + tl.program_id(2) * chunk, kv_len, k_block_stride, k_token_stride,
-            v_block_stride, v_token_stride, HEAD_DIM, BLOCK_SIZE,
+        # The first tile is loaded before the wait, but for the newest key, which the kernel before
+        # writes: the others are of earlier steps. Idle programs have left: all that write wait.
+        first_keys = first + tl.program_id(2) * chunk + tile_keys
+        first_inside = first_keys < tl.minimum(first + (tl.program_id(2) + 1) * chunk, kv_len)
+        k_rows, v_rows = _tile_rows(
+            table_row_ptr, first_keys, first_inside, k_block_stride, k_token_stride,
+            v_block_stride, v_token_stride, BLOCK_SIZE,
         )  # fmt: skip
+        first_k_ptr = k_ptr + k_rows[:, None] + dims[None, :]
+        first_v_ptr = v_ptr + v_rows[:, None] + dims[None, :]
+        is_newest = (first_keys == kv_len - 1)[:, None] & real_dim
+        is_old = (first_inside & (first_keys < kv_len - 1))[:, None] & real_dim
+        k = tl.load(first_k_ptr, mask=is_old, other=0.0)
+        v = tl.load(first_v_ptr, mask=is_old, other=0.0)
         gdc_wait()
 
     head_in_group = tl.arange(0, ROWS)
     real_row = head_in_group < Q_PER_KV
     heads = kv_head * Q_PER_KV + head_in_group
-    dims = tl.arange(0, BLOCK_D)
-    inside = real_row[:, None] & (dims < HEAD_DIM)[None, :]
+    inside = real_row[:, None] & real_dim
     q_offsets = seq.to(tl.int64) * q_row_stride + heads[:, None] * q_head_stride + dims[None, :]
     q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
     out_rows = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + heads
@@ -233,28 +199,48 @@ def attention_decode_kernel(
     partial_rows = out_rows * max_chunks
 
     # Without a sink: nothing seen yet. With one: a key of value 0, in the denominator only.
-    first_max = tl.full((ROWS,), float("-inf"), tl.float32)
+    first_max = tl.full((ROWS,), LOWEST, tl.float32)
     first_sum = 0.0
     if HAS_SINKS:
         first_max = tl.load(sinks_ptr + heads, mask=real_row, other=0.0).to(tl.float32) * LOG2_E
         first_sum = 1.0
 
     acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    row_max = tl.zeros((ROWS,), tl.float32)
+    row_max = tl.full((ROWS,), float("-inf"), tl.float32)
     row_sum = tl.zeros((ROWS,), tl.float32)
+    if OVERLAP and num_chunks > 0:
+        # `other` leaves what is there: no value passes through an instruction.
+        k = tl.load(first_k_ptr, mask=is_newest, other=k)
+        v = tl.load(first_v_ptr, mask=is_newest, other=v)
+        acc, row_max, row_sum = _fold_tile(
+            q, k, v, first_inside, qk_scale, acc, row_max, row_sum, PRECISION
+        )
     for index in range(tl.program_id(2), num_chunks, tl.num_programs(2)):
         begin = first + index * chunk
-        acc, row_max, row_sum = _fold_chunk(
-            q, k_ptr + kv_head * k_head_stride, v_ptr + kv_head * v_head_stride,
-            table_row_ptr, begin, tl.minimum(begin + chunk, kv_len), qk_scale,
-            k_block_stride, k_token_stride, v_block_stride, v_token_stride,
-            HEAD_DIM, BLOCK_SIZE, ROWS, BLOCK_N, BLOCK_D, PRECISION,
-        )  # fmt: skip
+        end = tl.minimum(begin + chunk, kv_len)
+        if OVERLAP:
+            begin += tl.where(index == tl.program_id(2), BLOCK_N, 0)
+        if begin < end:  # A loop that never runs would still find where its first tiles lie.
+            for start in range(begin, end, BLOCK_N):
+                keys = start + tile_keys
+                k_rows, v_rows = _tile_rows(
+                    table_row_ptr, keys, keys < end, k_block_stride, k_token_stride,
+                    v_block_stride, v_token_stride, BLOCK_SIZE,
+                )  # fmt: skip
+                mask = (keys < end)[:, None] & real_dim
+                k = tl.load(k_ptr + k_rows[:, None] + dims[None, :], mask=mask, other=0.0)
+                v = tl.load(v_ptr + v_rows[:, None] + dims[None, :], mask=mask, other=0.0)
+                acc, row_max, row_sum = _fold_tile(
+                    q, k, v, keys < end, qk_scale, acc, row_max, row_sum, PRECISION
+                )
         if num_chunks > 1:
             rows = partial_rows + index
             tl.store(partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=inside)
             tl.store(max_ptr + rows, row_max, mask=real_row)
             tl.store(sum_ptr + rows, row_sum, mask=real_row)
+            acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+            row_max = tl.full((ROWS,), float("-inf"), tl.float32)
+            row_sum = tl.zeros((ROWS,), tl.float32)
 
     if num_chunks <= 1:
         total_max = tl.maximum(first_max, row_max)
@@ -277,7 +263,7 @@ def attention_decode_kernel(
         real_head = group < Q_PER_KV
         group_heads = kv_head * Q_PER_KV + group
         group_rows = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + group_heads
-        total_max = tl.full((GROUP_ROWS,), float("-inf"), tl.float32)
+        total_max = tl.full((GROUP_ROWS,), LOWEST, tl.float32)
         total_sum = tl.zeros((GROUP_ROWS,), tl.float32)
         if HAS_SINKS:
             sinks = tl.load(sinks_ptr + group_heads, mask=real_head, other=0.0)
