@@ -3,8 +3,10 @@
 A decode step reads every weight once, so these kernels are a stream of weights with a little work
 attached. A program owns a few rows; before it waits for the kernel that makes its input
 (programmatic dependent launch) it loads its first tile and may ask for more of them in L2, so that
-the memory bus is busy while that kernel ends. Only weights are touched before the wait: every read
-of an activation, and every write, is after it.
+the memory bus is busy while that kernel ends. Only what no kernel of the step writes (weights,
+positions, slots) is read before the wait: every read of an activation, and every write, is after
+it. A read takes as long as the rest of a small kernel, so none waits for another, and none stands
+at the end.
 """
 
 import triton
@@ -44,13 +46,10 @@ def prefetch_columns(row_ptr, K: tl.constexpr, BEGIN: tl.constexpr, END: tl.cons
 
 
 @triton.jit
-def products(
-    x_ptr,
+def load_early(
     norm_ptr,
     w_ptr,
     rows,
-    eps,
-    M: tl.constexpr,
     K: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
@@ -59,38 +58,77 @@ def products(
     PRELOAD: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """w[rows] norm(x)ᵀ of x [M, K], float32 [rows, tokens]; tokens beyond M repeat or are 0."""
+    """What can be on its way before the wait: (the tiles' pointers, tiles, the norm's tiles)."""
     columns = tl.arange(0, BLOCK_K)
     row_ptr = w_ptr + rows.to(tl.int64) * K
     tile_ptr = row_ptr[:, None] + columns[None, :]
     if OVERLAP and TRIGGER == 0:
         gdc_launch_dependents()
+    tiles = (columns,)[:0]
     if PRELOAD and STAGES == 0:
-        tile = load_tile(tile_ptr, columns, K, BLOCK_K)
+        tiles += (load_tile(tile_ptr, columns, K, BLOCK_K),)
+    norm = (columns,)[:0]
+    if norm_ptr is not None and STAGES == 0:
+        norm = _load_vector(norm_ptr, K, BLOCK_K)
     PRELOADED: tl.constexpr = BLOCK_K if PRELOAD and STAGES == 0 else 0
     if PREFETCH * BLOCK_K > PRELOADED:
         prefetch_columns(row_ptr, K, PRELOADED, min(K, PREFETCH * BLOCK_K))
+    return tile_ptr, tiles, norm
+
+
+@triton.jit
+def wait(OVERLAP: tl.constexpr):
+    """Until every kernel before this one has ended; call it between `load_early` and `products`."""
     if OVERLAP:
         gdc_wait()
-    if not PRELOAD and STAGES == 0:
-        tile = load_tile(tile_ptr, columns, K, BLOCK_K)
+
+
+@triton.jit
+def products(
+    x_ptr,
+    norm_ptr,
+    early,
+    eps,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
+):
+    """w[rows] norm(x)ᵀ of x [M, K], float32 [rows, num_columns]; tokens beyond M repeat or are 0.
+
+    `early`: what `load_early` returned for these rows.
+    """
     if STAGES == 0:
-        y = _products_in_registers(
-            x_ptr, norm_ptr, tile_ptr, tile, eps, M, K, BLOCK_K, OVERLAP, TRIGGER
-        )
+        y = _products_in_registers(x_ptr, early, eps, M, K, BLOCK_K, OVERLAP, TRIGGER)
     else:
         y = _products_on_tensor_cores(
-            x_ptr, norm_ptr, tile_ptr, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER
+            x_ptr, norm_ptr, early[0], eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER
         )
     return y
+
+
+@triton.constexpr_function
+def num_columns(num_tokens, stages):
+    """Columns of what `products` returns: the tokens, and some more."""
+    return 8 if stages > 0 else triton.next_power_of_2(num_tokens)
+
+
+@triton.jit
+def _load_vector(pointer, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """A vector [K] as a tuple of tiles [BLOCK_K], all of whose loads are in flight together."""
+    columns = tl.arange(0, BLOCK_K)
+    tiles = (columns,)[:0]
+    for start in tl.static_range(0, K, BLOCK_K):
+        tiles += (tl.load(pointer + start + columns, mask=columns + start < K, other=0.0),)
+    return tiles
 
 
 @triton.jit
 def _products_in_registers(
     x_ptr,
-    norm_ptr,
-    tile_ptr,
-    tile,
+    early,
     eps,
     M: tl.constexpr,
     K: tl.constexpr,
@@ -98,30 +136,36 @@ def _products_in_registers(
     OVERLAP: tl.constexpr,
     TRIGGER: tl.constexpr,
 ):
-    """The first tile is there already."""
+    """The first tiles, and all of the norm if there is one, are there already."""
+    tile_ptr, tiles, norm = early
     TOKENS: tl.constexpr = triton.next_power_of_2(M)
     columns = tl.arange(0, BLOCK_K)
-    scales = (1.0,) * TOKENS
-    if norm_ptr is not None:
-        scales = scales[:0]
+    inputs = (columns,)[:0]
+    scales = (columns,)[:0]
+    if len(norm) > 0:
+        # Read once, for the scale and for the products: a read takes as long as all else here.
         for i in tl.static_range(TOKENS):
-            scales += (_norm_scale(x_ptr + min(i, M - 1) * K, eps, K),)
-    sums = (tl.zeros(tile.shape, tl.float32),) * TOKENS
+            inputs += (_load_vector(x_ptr + min(i, M - 1) * K, K, BLOCK_K),)
+        for i in tl.static_range(TOKENS):
+            scales += (_norm_scale(inputs[i], eps, K, BLOCK_K),)
+    sums = (tl.zeros(tile_ptr.shape, tl.float32),) * TOKENS
     for start in tl.static_range(0, K, BLOCK_K):
         k = columns + start
-        if start > 0:
+        if start // BLOCK_K < len(tiles):
+            tile = tiles[start // BLOCK_K]
+        else:
             tile = load_tile(tile_ptr + start, k, K, BLOCK_K)
         if OVERLAP and TRIGGER > 0 and start == TRIGGER * BLOCK_K:
             gdc_launch_dependents()
         wide = tile.to(tl.float32)
-        if norm_ptr is not None:
-            norm = tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)
         new_sums = sums[:0]
         for i in tl.static_range(TOKENS):
-            token_ptr = x_ptr + min(i, M - 1) * K + k
-            x = tl.load(token_ptr, mask=k < K, other=0.0)
-            if norm_ptr is not None:
-                x = (x.to(tl.float32) * scales[i] * norm).to(x.dtype)
+            if len(norm) > 0:
+                x = inputs[i][start // BLOCK_K]
+                scaled = x.to(tl.float32) * scales[i] * norm[start // BLOCK_K].to(tl.float32)
+                x = scaled.to(x.dtype)
+            else:
+                x = tl.load(x_ptr + min(i, M - 1) * K + k, mask=k < K, other=0.0)
             new_sums += (sums[i] + wide * x.to(tl.float32)[None, :],)
         sums = new_sums
     if TOKENS == 1:
@@ -132,17 +176,18 @@ def _products_in_registers(
         tl.static_assert(TOKENS == 4, "in registers: at most four tokens")
         even = tl.join(tl.sum(sums[0], 1), tl.sum(sums[2], 1))
         odd = tl.join(tl.sum(sums[1], 1), tl.sum(sums[3], 1))
-        y = tl.join(even, odd).reshape(tile.shape[0], 4)
+        y = tl.join(even, odd).reshape(tile_ptr.shape[0], 4)
     return y
 
 
 @triton.jit
-def _norm_scale(x_ptr, eps, K: tl.constexpr):
-    """1 / sqrt(mean(x²) + eps) of x [K]."""
-    BLOCK: tl.constexpr = triton.next_power_of_2(K)
-    columns = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
-    return tl.rsqrt(tl.sum(x * x) / K + eps)
+def _norm_scale(x, eps, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """1 / sqrt(mean(x²) + eps) of x [K], a tuple of tiles."""
+    squares = tl.zeros((BLOCK_K,), tl.float32)
+    for start in tl.static_range(0, K, BLOCK_K):
+        wide = x[start // BLOCK_K].to(tl.float32)
+        squares += wide * wide
+    return tl.rsqrt(tl.sum(squares) / K + eps)
 
 
 @triton.jit
@@ -207,28 +252,34 @@ def single_kernel(
     PRELOAD: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """y [M, N] = norm(x) wᵀ + bias, and + residual where ADD; grid (N / BLOCK_N,)."""
+    """y [M, N] = norm(x) wᵀ + bias + residual; grid (N / BLOCK_N,)."""
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_ok = rows < N
-    y = products(
-        x_ptr, norm_ptr, w_ptr, tl.where(row_ok, rows, 0), eps,
-        M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
+    early = load_early(
+        norm_ptr, w_ptr, tl.where(row_ok, rows, 0),
+        K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
     )  # fmt: skip
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + rows, mask=row_ok, other=0.0).to(tl.float32)[:, None]
-    # Rounded as the separate product would be, before the sum.
-    y = y.to(w_ptr.dtype.element_ty)
-    tokens = tl.arange(0, y.shape[1])
+        bias = tl.load(bias_ptr + rows, mask=row_ok, other=0.0)
+    wait(OVERLAP)
+    tokens = tl.arange(0, num_columns(M, STAGES))
     places = tokens[None, :] * N + rows[:, None]
     inside = row_ok[:, None] & (tokens < M)[None, :]
     if residual_ptr is not None:
-        y = y.to(tl.float32) + tl.load(residual_ptr + places, mask=inside, other=0.0).to(tl.float32)
+        residual = tl.load(residual_ptr + places, mask=inside, other=0.0)
+    y = products(x_ptr, norm_ptr, early, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER)
+    if bias_ptr is not None:
+        y += bias.to(tl.float32)[:, None]
+    # Rounded as the separate product would be, before the sum.
+    y = y.to(w_ptr.dtype.element_ty)
+    if residual_ptr is not None:
+        y = y.to(tl.float32) + residual.to(tl.float32)
     tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def pair_rows(BLOCK_N: tl.constexpr, NUM_PAIRS: tl.constexpr):
-    """(pair, 0 or 1, whether there is such a pair) of each of a program's 2 BLOCK_N rows."""
+    """(pair, 0 or 1) of each of a program's 2 BLOCK_N rows; pair 0 for one past the end."""
     places = tl.arange(0, 2 * BLOCK_N)
     pairs = tl.program_id(0) * BLOCK_N + places // 2
     return tl.where(pairs < NUM_PAIRS, pairs, 0), places % 2

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from lite_llama.errors import OperatorError
+from lite_llama.kernel_lib import gpu
 from lite_llama.kernel_lib.gpu import H200
 from lite_llama.ops import attention_decode
 from lite_llama.ops.attention_decode import kernel, reference
@@ -104,6 +105,21 @@ def test_padding_rows_of_length_zero_give_zeros(
     got = run(x)
     assert torch.equal(got[[0, 2]], torch.zeros_like(got[[0, 2]]))
     assert nmse(got[1], want[1]) < ATTENTION[torch.bfloat16]
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("how", [SPLIT, Launch(4, 64, 4, 32, num_warps=4, num_stages=2)])
+def test_a_dependent_launch_gives_the_same_bits(
+    device: torch.device, how: Launch, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first tile is read before the wait, and the newest key of it after."""
+    monkeypatch.setattr(gpu, "INTERPRETER", H200)
+    x = decode([0, 1, 31, 32, 33, 64, 65, 300], Heads(4, 2, 32), torch.bfloat16, device, 16)
+    want = run(x, how, window)
+    poison_new_outputs(monkeypatch)
+    arguments = {"block_table": x.block_table, "seq_lens": x.seq_lens, "scale": 32**-0.5}
+    got = kernel.launch(how, x.q, x.k, x.v, **arguments, window=window, sinks=None, overlap=True)
+    assert same_bits(got, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -240,4 +256,4 @@ def test_the_launch_is_the_best_measured_compromise(
 
 def test_one_sequence_in_a_chain_is_cut_for_latency() -> None:
     problem = Problem(1, 8, 4, 64, torch.bfloat16, 131072, in_chain=True)
-    assert choose_launch(problem, H200) == Launch(32, 128, 32, 128, 4, 3)
+    assert choose_launch(problem, H200) == Launch(32, 64, 32, 64, 4, 3)

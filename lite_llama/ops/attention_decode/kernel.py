@@ -43,6 +43,18 @@ def _tile_rows(
 
 
 @triton.jit
+def _after_loads(x):
+    """x, a load that is not waited for before the loads that stand above this are on their way.
+
+    Left to itself the compiler writes each to shared memory as it comes, one latency after another.
+    """
+    return tl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False,
+        pack=32 // x.dtype.primitive_bitwidth,
+    )  # fmt: skip
+
+
+@triton.jit
 def _fold_tile(q, k, v, inside, qk_scale, acc, row_max, row_sum, PRECISION: tl.constexpr):
     """Softmax-weighted values so far, and those of one more tile: (acc, maximum, sum)."""
     scores = tl.dot(q, k.T, input_precision=PRECISION) * qk_scale
@@ -144,6 +156,7 @@ def attention_decode_kernel(
     GROUP_ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    ONE_CHUNK: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -187,6 +200,9 @@ def attention_decode_kernel(
         k = tl.load(first_k_ptr, mask=is_old, other=0.0)
         v = tl.load(first_v_ptr, mask=is_old, other=0.0)
         gdc_wait()
+        # `other` leaves what is there: no value passes through an instruction.
+        k = tl.load(first_k_ptr, mask=is_newest, other=k)
+        v = tl.load(first_v_ptr, mask=is_newest, other=v)
 
     head_in_group = tl.arange(0, ROWS)
     real_row = head_in_group < Q_PER_KV
@@ -194,6 +210,8 @@ def attention_decode_kernel(
     inside = real_row[:, None] & real_dim
     q_offsets = seq.to(tl.int64) * q_row_stride + heads[:, None] * q_head_stride + dims[None, :]
     q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
+    if OVERLAP:
+        k, v = _after_loads(k), _after_loads(v)
     out_rows = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + heads
     # Partial results lie [sequence, query head, chunk].
     partial_rows = out_rows * max_chunks
@@ -209,13 +227,14 @@ def attention_decode_kernel(
     row_max = tl.full((ROWS,), float("-inf"), tl.float32)
     row_sum = tl.zeros((ROWS,), tl.float32)
     if OVERLAP and num_chunks > 0:
-        # `other` leaves what is there: no value passes through an instruction.
-        k = tl.load(first_k_ptr, mask=is_newest, other=k)
-        v = tl.load(first_v_ptr, mask=is_newest, other=v)
         acc, row_max, row_sum = _fold_tile(
             q, k, v, first_inside, qk_scale, acc, row_max, row_sum, PRECISION
         )
-    for index in range(tl.program_id(2), num_chunks, tl.num_programs(2)):
+    if ONE_CHUNK:  # A loop of one round, which the compiler knows to be one.
+        last, step = tl.program_id(2) + 1, 1
+    else:
+        last, step = num_chunks, tl.num_programs(2)
+    for index in range(tl.program_id(2), last, step):
         begin = first + index * chunk
         end = tl.minimum(begin + chunk, kv_len)
         if OVERLAP:
@@ -370,6 +389,7 @@ def launch(
         GROUP_ROWS=triton.next_power_of_2(q_per_kv),
         BLOCK_N=how.block_n,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        ONE_CHUNK=how.programs_per_head >= how.max_chunks,
         HAS_WINDOW=window is not None,
         HAS_SINKS=sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lite_llama.kernel_lib.decode_gemv import pair_rows, products, split_pairs
+from lite_llama.kernel_lib.decode_gemv import load_early, pair_rows, products, split_pairs, wait
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 from lite_llama.kernel_lib.gpu import gpu_spec
 
@@ -30,10 +30,12 @@ def norm_gate_up_kernel(
 ):
     """Grid (INTER / BLOCK_N,)."""
     pairs, which = pair_rows(BLOCK_N, INTER)
-    y = products(
-        x_ptr, norm_ptr, w_ptr, pairs + which * INTER, eps,
-        M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
+    early = load_early(
+        norm_ptr, w_ptr, pairs + which * INTER,
+        K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
     )  # fmt: skip
+    wait(OVERLAP)
+    y = products(x_ptr, norm_ptr, early, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER)
     gate, up = split_pairs(y.to(w_ptr.dtype.element_ty).to(tl.float32))
     y = gate * tl.sigmoid(gate) * up
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)

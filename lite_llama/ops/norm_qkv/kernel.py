@@ -5,7 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lite_llama.kernel_lib.decode_gemv import pair_rows, products, split_pairs
+from lite_llama.kernel_lib.decode_gemv import (
+    load_early,
+    num_columns,
+    pair_rows,
+    products,
+    split_pairs,
+    wait,
+)
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 from lite_llama.kernel_lib.gpu import gpu_spec
 
@@ -42,32 +49,33 @@ def norm_qkv_kernel(
     element = w_ptr.dtype.element_ty
     pairs, which = pair_rows(BLOCK_N, NUM_PAIRS)
     rows = pairs // HALF * HEAD_DIM + pairs % HALF + which * HALF
-    y = products(
-        x_ptr, norm_ptr, w_ptr, rows, eps,
-        M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
-    )  # fmt: skip
+    early = load_early(
+        norm_ptr, w_ptr, rows, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH
+    )
     if bias_ptr is not None:
-        y += tl.load(bias_ptr + rows).to(tl.float32)[:, None]
-    a, b = split_pairs(y.to(element).to(tl.float32))
-    pairs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    head = (pairs // HALF)[:, None]
-    j = (pairs % HALF)[:, None]
+        bias = tl.load(bias_ptr + rows)
+    own_pairs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    head = (own_pairs // HALF)[:, None]
+    j = (own_pairs % HALF)[:, None]
     first_rows = head * HEAD_DIM + j
-    tokens = tl.arange(0, y.shape[1])[None, :]
-    real = (pairs < NUM_PAIRS)[:, None] & (tokens < M)
-    # The position is read after the wait too: an earlier kernel of the chain may advance it.
+    tokens = tl.arange(0, num_columns(M, STAGES))[None, :]
+    real = (own_pairs < NUM_PAIRS)[:, None] & (tokens < M)
+    slot = tl.load(slots_ptr + tokens, mask=tokens < M, other=-1).to(tl.int64)
     position = tl.load(positions_ptr + tokens, mask=tokens < M, other=0)
-    is_value = head >= NUM_Q + NUM_KV
     turned = real & (head < NUM_Q + NUM_KV)
     angle_ptr = cos_sin_ptr + position * HEAD_DIM + j
     cos = tl.load(angle_ptr, mask=turned, other=1.0)
     sin = tl.load(angle_ptr + HALF, mask=turned, other=0.0)
+    wait(OVERLAP)
+    y = products(x_ptr, norm_ptr, early, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER)
+    if bias_ptr is not None:
+        y += bias.to(tl.float32)[:, None]
+    a, b = split_pairs(y.to(element).to(tl.float32))
     first = (a * cos - b * sin).to(element)
     second = (b * cos + a * sin).to(element)
-    slot = tl.load(slots_ptr + tokens, mask=tokens < M, other=-1).to(tl.int64)
     is_query = real & (head < NUM_Q)
     is_key = turned & (head >= NUM_Q) & (slot >= 0)
-    is_value = real & is_value & (slot >= 0)
+    is_value = real & (head >= NUM_Q + NUM_KV) & (slot >= 0)
     query_at = tokens * (NUM_Q * HEAD_DIM) + first_rows
     tl.store(q_ptr + query_at, first, mask=is_query)
     tl.store(q_ptr + query_at + HALF, second, mask=is_query)

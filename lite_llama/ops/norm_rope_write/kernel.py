@@ -40,6 +40,11 @@ def norm_rope_write_kernel(
         gdc_launch_dependents()
     first_norm = tl.load(norm_ptr + j, mask=inside & ~is_value, other=1.0).to(tl.float32)
     second_norm = tl.load(norm_ptr + HALF + j, mask=inside & ~is_value, other=1.0).to(tl.float32)
+    # Read before the wait: no kernel of a step writes them.
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    angle_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * HEAD_DIM + j
+    cos = tl.load(angle_ptr, mask=inside, other=1.0)
+    sin = tl.load(angle_ptr + HALF, mask=inside, other=0.0)
     if OVERLAP:
         gdc_wait()
     head_ptr = qkv_ptr + (token * (NUM_Q + 2 * NUM_KV) + head) * HEAD_DIM + j
@@ -49,15 +54,11 @@ def norm_rope_write_kernel(
         scale = tl.rsqrt(tl.sum(first * first + second * second) / HEAD_DIM + eps)
         a = (first * scale * first_norm).to(element).to(tl.float32)
         b = (second * scale * second_norm).to(element).to(tl.float32)
-        angle_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * HEAD_DIM + j
-        cos = tl.load(angle_ptr, mask=inside, other=1.0)
-        sin = tl.load(angle_ptr + HALF, mask=inside, other=0.0)
         first = a * cos - b * sin
         second = b * cos + a * sin
     if is_query:
         out_ptr = q_ptr + (token * NUM_Q + head) * HEAD_DIM
     else:
-        slot = tl.load(slots_ptr + token).to(tl.int64)
         inside = inside & (slot >= 0)
         if is_value:
             out_ptr = v_ptr + (slot * NUM_KV + head - NUM_Q - NUM_KV) * HEAD_DIM
