@@ -146,6 +146,11 @@ def _products_in_registers(
         # Read once, for the scale and for the products: a read takes as long as all else here.
         for i in tl.static_range(TOKENS):
             inputs += (_load_vector(x_ptr + min(i, M - 1) * K, K, BLOCK_K),)
+    # Two tiles are on their way before anything is waited for.
+    for start in tl.static_range(0, min(K, 2 * BLOCK_K), BLOCK_K):
+        if start // BLOCK_K == len(tiles):
+            tiles += (load_tile(tile_ptr + start, columns + start, K, BLOCK_K),)
+    if len(norm) > 0:
         for i in tl.static_range(TOKENS):
             scales += (_norm_scale(inputs[i], eps, K, BLOCK_K),)
     sums = (tl.zeros(tile_ptr.shape, tl.float32),) * TOKENS
@@ -267,6 +272,8 @@ def single_kernel(
     inside = row_ok[:, None] & (tokens < M)[None, :]
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + places, mask=inside, other=0.0)
+        # Or the compiler moves the load to the end, where nothing hides it.
+        tl.debug_barrier()
     y = products(x_ptr, norm_ptr, early, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER)
     if bias_ptr is not None:
         y += bias.to(tl.float32)[:, None]

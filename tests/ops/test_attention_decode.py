@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from lite_llama.errors import OperatorError
-from lite_llama.kernel_lib import gpu
 from lite_llama.kernel_lib.gpu import H200
 from lite_llama.ops import attention_decode
 from lite_llama.ops.attention_decode import kernel, reference
@@ -113,7 +112,8 @@ def test_a_dependent_launch_gives_the_same_bits(
     device: torch.device, how: Launch, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its first tile is read before the wait, and the newest key of it after."""
-    monkeypatch.setattr(gpu, "INTERPRETER", H200)
+    if device.type == "cpu":  # the interpreter has no inline assembly
+        monkeypatch.setattr(kernel, "_after_loads", lambda x: x)
     x = decode([0, 1, 31, 32, 33, 64, 65, 300], Heads(4, 2, 32), torch.bfloat16, device, 16)
     want = run(x, how, window)
     poison_new_outputs(monkeypatch)

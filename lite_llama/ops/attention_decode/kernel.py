@@ -21,7 +21,6 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 MIN_ROWS = 16
 # A maximum of nothing that may be subtracted from -inf.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
-COMBINED_AT_ONCE = tl.constexpr(8)
 
 
 @triton.jit
@@ -80,18 +79,19 @@ def _combine(
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
     """All heads' results [ROWS, BLOCK_D] from their chunks' partial ones, in the chunks' order.
 
-    A thread folds its own elements, so that nothing passes between threads; the loads of a few
+    A thread folds its own elements, so that nothing passes between threads; the loads of AT_ONCE
     chunks are in flight together.
     """
     total = tl.zeros((ROWS, BLOCK_D), tl.float32)
     dims = tl.arange(0, BLOCK_D)
-    for start in range(0, num_chunks, COMBINED_AT_ONCE):
+    for start in range(0, num_chunks, AT_ONCE):
         partials, maxima, sums = (total,)[:0], (total,)[:0], (total,)[:0]
         new_max = total_max
-        for i in tl.static_range(COMBINED_AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
             rows = first_rows + start + i
             inside = real_row & (start + i < num_chunks)
             # .cg: other SMs wrote these, the L1 cache is no witness.
@@ -110,7 +110,7 @@ def _combine(
         rescale = tl.exp2(total_max - new_max)
         total *= rescale[:, None]
         total_sum *= rescale
-        for i in tl.static_range(COMBINED_AT_ONCE):
+        for i in tl.static_range(AT_ONCE):
             weight = tl.exp2(maxima[i] - new_max)
             total += partials[i] * weight[:, None]
             total_sum += sums[i] * weight
@@ -288,10 +288,18 @@ def attention_decode_kernel(
             sinks = tl.load(sinks_ptr + group_heads, mask=real_head, other=0.0)
             total_max = sinks.to(tl.float32) * LOG2_E
             total_sum += 1.0
-        out = _combine(
-            partial_ptr, max_ptr, sum_ptr, group_rows * max_chunks, real_head, num_chunks,
-            total_max, total_sum, HEAD_DIM, BLOCK_D, GROUP_ROWS,
-        )  # fmt: skip
+        first_rows = group_rows * max_chunks
+        # Code for chunks that are not there takes its time too.
+        if num_chunks <= 4:
+            out = _combine(
+                partial_ptr, max_ptr, sum_ptr, first_rows, real_head, num_chunks,
+                total_max, total_sum, HEAD_DIM, BLOCK_D, GROUP_ROWS, 4,
+            )  # fmt: skip
+        else:
+            out = _combine(
+                partial_ptr, max_ptr, sum_ptr, first_rows, real_head, num_chunks,
+                total_max, total_sum, HEAD_DIM, BLOCK_D, GROUP_ROWS, 16,
+            )  # fmt: skip
         tl.store(
             out_ptr + group_rows[:, None] * HEAD_DIM + dims[None, :],
             out.to(out_ptr.dtype.element_ty),

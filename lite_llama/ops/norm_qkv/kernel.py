@@ -71,8 +71,9 @@ def norm_qkv_kernel(
     if bias_ptr is not None:
         y += bias.to(tl.float32)[:, None]
     a, b = split_pairs(y.to(element).to(tl.float32))
-    first = (a * cos - b * sin).to(element)
-    second = (b * cos + a * sin).to(element)
+    # Which of two products is rounded must not depend on what else is in the kernel.
+    first = tl.fma(a, cos, -b * sin).to(element)
+    second = tl.fma(b, cos, a * sin).to(element)
     is_query = real & (head < NUM_Q)
     is_key = turned & (head >= NUM_Q) & (slot >= 0)
     is_value = real & (head >= NUM_Q + NUM_KV) & (slot >= 0)

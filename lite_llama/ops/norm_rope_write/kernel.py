@@ -54,8 +54,9 @@ def norm_rope_write_kernel(
         scale = tl.rsqrt(tl.sum(first * first + second * second) / HEAD_DIM + eps)
         a = (first * scale * first_norm).to(element).to(tl.float32)
         b = (second * scale * second_norm).to(element).to(tl.float32)
-        first = a * cos - b * sin
-        second = b * cos + a * sin
+        # Which of two products is rounded must not depend on what else is in the kernel.
+        first = tl.fma(a, cos, -b * sin)
+        second = tl.fma(b, cos, a * sin)
     if is_query:
         out_ptr = q_ptr + (token * NUM_Q + head) * HEAD_DIM
     else:
