@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -56,13 +57,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A launch, in microseconds: when its programs came to wait, the release, the last one's."""
+    """A launch, in microseconds: when its first and last program came to wait, its release."""
 
     programs: int
     first_waits: float
     last_waits: float
     release: float
-    last_release: float
 
 
 def main() -> None:
@@ -175,13 +175,15 @@ def group(stamps: Tensor) -> list[Kernel]:
     Every program of a kernel goes on before any of the next one does, so a launch ends where the
     number of programs changes or a program comes once more. Times count from the first stamp.
     """
-    kernels, waits, seen = [], [], set[int]()
+    kernels: list[Kernel] = []
+    waits: list[float] = []
+    seen: set[int] = set()
     origin = programs = 0
-    release = last = 0.0
+    release = 0.0
 
     def end() -> None:
         if seen:
-            kernels.append(Kernel(programs, min(waits), max(waits), release, last))
+            kernels.append(Kernel(programs, min(waits), max(waits), release))
 
     for count, program, before, after in stamps.tolist():
         origin = origin or after
@@ -191,7 +193,6 @@ def group(stamps: Tensor) -> list[Kernel]:
             seen.clear()
         seen.add(program)
         waits.append((before - origin) / 1e3)
-        last = (after - origin) / 1e3
     end()
     return kernels
 
@@ -226,7 +227,7 @@ def split_steps(kernels: Sequence[Kernel], sites: Sequence[Site]) -> list[list[K
 
 def durations(step: Sequence[Kernel]) -> list[float]:
     """Microseconds from each kernel's release to the next one's."""
-    return [after.release - kernel.release for kernel, after in zip(step, step[1:], strict=False)]
+    return [after.release - kernel.release for kernel, after in pairwise(step)]
 
 
 def summary(steps: Sequence[Sequence[Kernel]], sites: Sequence[Site]) -> str:
@@ -292,14 +293,17 @@ def _draw_window(panel, window: Sequence[tuple[Site, Kernel]]) -> None:  # type:
     names = list(dict.fromkeys(site.name for site, _ in window))
     origin = window[0][1].release
     width = window[-1][1].release - origin
-    for (site, kernel), (_, after) in zip(window, window[1:], strict=False):
-        row, begin, end = names.index(site.name), kernel.release - origin, after.release - origin
-        first = max(kernel.first_waits - origin, 0.0)
-        panel.barh(row, begin - first, left=first, fill=False, edgecolor="C0", linewidth=0.8)
-        panel.barh(row, end - begin, left=begin, color="C7" if site.name == BETWEEN else "C0")
-        if end - begin > width / 40:
-            label = f"{end - begin:.1f}"
-            panel.text((begin + end) / 2, row, label, ha="center", va="center", color="w", size=8)
+    for site, kernel in window:
+        row, first = names.index(site.name), max(kernel.first_waits, origin) - origin
+        waited = kernel.release - origin - first
+        panel.barh(row, waited, left=first, fill=False, edgecolor="C0", linewidth=0.8)
+    for (site, kernel), (_, after) in pairwise(window):
+        row, begin = names.index(site.name), kernel.release - origin
+        lasted = after.release - kernel.release
+        panel.barh(row, lasted, left=begin, color="C7" if site.name == BETWEEN else "C0")
+        if lasted > width / 40:
+            where = {"ha": "center", "va": "center", "color": "w", "size": 8}
+            panel.text(begin + lasted / 2, row, f"{lasted:.1f}", **where)
     panel.set_yticks(range(len(names)), names)
     panel.set_xlim(0, width)
     panel.invert_yaxis()
