@@ -1,15 +1,20 @@
 """Stamps as one H200 took them in a Llama-3.2-1B, and what the timeline makes of them."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime.interpreter import GridExecutor
+from triton.runtime.jit import JITFunction
 
+from lite_llama import ops
 from lite_llama.bench import timeline
 from lite_llama.bench.timeline import (
     BETWEEN,
@@ -21,11 +26,16 @@ from lite_llama.bench.timeline import (
     split_steps,
     summary,
 )
+from lite_llama.cache.kv_cache import KVCache
 from lite_llama.errors import ConfigError
+from lite_llama.kernel_lib import gpu
 from lite_llama.kernel_lib.gpu import H200
+from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import choose_launches, settle_attention
 from lite_llama.models.config import ModelConfig
 from lite_llama.models.families import find_family
+from lite_llama.models.inputs import ForwardBatch
+from lite_llama.models.loader import Precision, random_decoder
 from lite_llama.models.presets import find_preset
 from tests.models.chain_stress import kernel_modules
 
@@ -147,6 +157,35 @@ def test_the_table_has_a_line_for_each_site_and_shares_add_up_to_one() -> None:
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
     draw(STEPS, SITES, tmp_path / "gpu" / "timeline.png", "some model")
     assert (tmp_path / "gpu" / "timeline.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("preset", ["llama-3.2-1b", "qwen3-0.6b"])
+def test_sites_are_what_the_chain_launches(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = []
+
+    def catch(self: Any, *args: object, grid: Any = None, **kwargs: object) -> None:
+        del args, kwargs
+        launched.append(math.prod(grid or self.grid))
+
+    monkeypatch.setattr(GridExecutor, "__call__", catch)
+    monkeypatch.setattr(JITFunction, "run", catch)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    monkeypatch.setattr(gpu, "INTERPRETER", H200)
+    config = replace(_config(preset), num_layers=2)
+    launches = settle_attention(choose_launches(config, 1), config, (1, torch.bfloat16, 64), H200)
+    with torch.inference_mode():
+        device = torch.device("meta")
+        precision = Precision(torch.bfloat16, torch.bfloat16)
+        decoder = random_decoder(config, precision, device=device, num_positions=64)
+        shape = (2, 4, 16, config.num_kv_heads, config.head_dim)
+        cache = KVCache.allocate(shape, torch.bfloat16, device)
+        field = torch.zeros(1, dtype=torch.int64, device=device)
+        table = torch.zeros((1, 4), dtype=torch.int32, device=device)
+        batch = ForwardBatch(field, field, field, table, field, field, None, 1, 0)
+        ops.argmax(decode_chain.forward(decoder, batch, cache, launches))
+    # The embedding before, and argmax's second kernel after, take no stamp.
+    want = [site.programs for site in chain_sites(config, launches, 2)]
+    assert launched[1:-1] == want
 
 
 def test_a_plain_launch_in_the_chain_is_refused() -> None:
