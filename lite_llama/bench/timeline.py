@@ -253,10 +253,10 @@ def summary(steps: Sequence[Sequence[Kernel]], sites: Sequence[Site]) -> str:
         )
     idle = [durations(step)[-1] for step in steps]
     lines.append(
-        f"{len(steps)} steps of {whole:.1f} us (median). No kernel of the chain runs for "
-        f"{statistics.median(idle):.1f} us of them ({min(idle):.1f} to {max(idle):.1f}), "
-        f"{statistics.median(idle) / whole:.1%}: the token is drawn and stored, the next step's "
-        "inputs and embedding come"
+        f"{len(steps)} steps of {whole:.1f} us (median). From the head's end to the next step's "
+        f"first kernel {statistics.median(idle):.1f} us ({min(idle):.1f} to {max(idle):.1f}), "
+        f"{statistics.median(idle) / whole:.1%} of a step: the token is drawn and stored, the next "
+        "step's inputs and embedding come"
     )
     return "\n".join(lines)
 

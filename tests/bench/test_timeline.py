@@ -151,7 +151,7 @@ def test_the_table_has_a_line_for_each_site_and_shares_add_up_to_one() -> None:
     # 16384 rows of 2048 bf16 in 16.38 us.
     assert gate_up.endswith("16     4096   16.38   16.38   16.38   34.2%   4097   -7.42 +13.17")
     assert f"2 steps of {STEP_US:.1f} us" in table
-    assert "for 16.0 us of them (16.0 to 16.0), 2.1%" in table
+    assert "first kernel 16.0 us (16.0 to 16.0), 2.1% of a step" in table
 
 
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
