@@ -199,3 +199,16 @@ def test_every_module_with_a_wait_takes_stamps() -> None:
     waiting = {module.__name__ for module in kernel_modules() if hasattr(module, "gdc_wait")}
     waiting.discard("lite_llama.kernel_lib.stamps")
     assert waiting == set(timeline.STAMPED_MODULES) - {"lite_llama.ops.argmax.kernel"}
+
+
+def test_a_machine_that_cannot_is_one_line_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["timeline"])
+    with pytest.raises(SystemExit) as stopped:
+        timeline.main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == (
+        "no GPU with dependent launches, needed: compute capability 9.0 or newer\n"
+    )
