@@ -1,121 +1,312 @@
-"""What the GPU does over a few steady decode steps, and how long it does nothing.
+"""Where a steady decode step's time goes, kernel by kernel of the decode chain.
 
-`python -m lite_llama.bench.timeline` prints the idle share and draws
-bench/plots/<gpu>/timeline.png: every kernel and copy of three steps. Under Nsight Systems the same
-steps carry the stages' names as NVTX ranges.
+`python -m lite_llama.bench.timeline [--preset P]` prints a table and draws
+bench/plots/<gpu>/timeline.png. The programs of the chain's kernels take the time stamps themselves
+(`kernel_lib.stamps`): of kernels that overlap, a profiler does not tell work from waiting, and on
+some machines it sees no kernel at all. A kernel's time is from its release, when all of its
+predecessor has ended, to the release of its successor; so the times of a step add up to the step.
+Under Nsight Systems the engine's stages carry their names as NVTX ranges.
 """
 
 import argparse
-import json
-import tempfile
+import importlib
+import multiprocessing
+import statistics
+import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor
 
 from lite_llama.bench.latency import build_engine
 from lite_llama.engine.config import EngineConfig
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.sampling_params import SamplingParams
-from lite_llama.errors import ConfigError
-from lite_llama.kernel_lib.gpu import slug
+from lite_llama.errors import ConfigError, LiteLlamaError
+from lite_llama.kernel_lib.gpu import gpu_spec
+from lite_llama.models import decode_chain
+from lite_llama.models.chain_launches import ChainLaunches, settle_attention, weight_shapes
+from lite_llama.models.config import ModelConfig
+from lite_llama.ops.argmax.launch import choose_launch as choose_argmax
 
-_WARM_STEPS, _STEPS, _DRAWN_STEPS = 20, 40, 3
+# Every module whose kernels wait for a kernel of the chain before them, and argmax, which does not.
+STAMPED_MODULES = (
+    "lite_llama.kernel_lib.decode_gemv",
+    "lite_llama.ops.attention_decode.kernel",
+    "lite_llama.ops.norm_rope_write.kernel",
+    "lite_llama.ops.argmax.kernel",
+)
+BETWEEN = "between steps"
+_WARM_STEPS, _STEPS, _DRAWN_LAYERS = 30, 100, 2
 
 
 @dataclass(frozen=True)
-class Span:
-    """One kernel or copy on the device, in microseconds."""
+class Site:
+    """One kernel of a step: how many programs it is launched with, and bytes of its weight."""
 
     name: str
-    start: float
-    end: float
+    layer: int
+    programs: int
+    num_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A launch, in microseconds: when its first and last program came to wait, its release."""
+
+    programs: int
+    first_waits: float
+    last_waits: float
+    release: float
 
 
 def main() -> None:
-    """Profile, print and draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure, print and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="llama-3.2-1b")
     parser.add_argument("--prompt-len", type=int, default=128)
     parser.add_argument("--folder", type=Path, default=Path("bench/plots"))
     options = parser.parse_args()
-    engine = build_engine(EngineConfig(prefix_caching=False), None, options.preset)
-    spans = record(engine, options.prompt_len)
-    gpu = slug(torch.cuda.get_device_name())
-    print(f"{options.preset}: GPU idle {100 * idle_share(spans):.1f} % of {_STEPS} decode steps")
-    print(summary(spans))
-    draw(spans, options.folder / gpu / "timeline.png", f"{options.preset} on {gpu}")
+    try:
+        run(options.preset, options.prompt_len, options.folder)
+    except LiteLlamaError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
 
 
-def record(engine: Engine, prompt_len: int) -> list[Span]:
-    """Spans of steady decode steps of one sequence, in order of their start."""
+def run(preset: str, prompt_len: int, folder: Path) -> None:
+    """One measurement; ConfigError where the chain does not run or its stamps do not fit it."""
+    if not torch.cuda.is_available() or not gpu_spec(torch.device("cuda")).has_pdl:
+        raise ConfigError("no GPU with dependent launches, needed: compute capability 9.0 or newer")
+    # A process of its own: kernels that have compiled without stamps keep none.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        plain = pool.submit(plain_step_us, preset, prompt_len).result()
+    sites, stamps, stamped = record(preset, prompt_len)
+    print(f"{preset}, {prompt_len} tokens and more, one sequence; host: {stamped:.1f} us a step")
+    print(f"({plain:.1f} without stamps); {len(stamps)} stamps")
+    steps = split_steps(group(stamps), sites)
+    print(summary(steps, sites))
+    gpu = gpu_spec(torch.device("cuda"))
+    path = folder / gpu.slug / "timeline.png"
+    draw(steps, sites, path, f"{preset} on {gpu.name}, one sequence")
+    print(path)
+
+
+def plain_step_us(preset: str, prompt_len: int) -> float:
+    """Microseconds a step without stamps."""
+    return step_us(build_engine(EngineConfig(prefix_caching=False), None, preset), prompt_len)
+
+
+def record(preset: str, prompt_len: int) -> tuple[list[Site], Tensor, float]:
+    """(what a step launches, the stamps of the last steps, microseconds a step with stamps)."""
+    from lite_llama.kernel_lib import stamps
+
+    modules = [importlib.import_module(name) for name in STAMPED_MODULES]
+    buffer = stamps.take_stamps(modules, torch.device("cuda"))
+    engine = build_engine(EngineConfig(prefix_caching=False), None, preset)
+    decoder, graphs = engine.runner.decoder, engine.runner.graphs
+    launches = decode_chain.engine_launches(decoder, 1)
+    if launches is None or graphs is None:
+        raise ConfigError(f"{preset} does not decode by the chain; choose dense weights")
+    max_kv_len = graphs.table.shape[1] * engine.plan.block_size
+    launches = settle_attention(
+        launches, engine.model, (1, decoder.dtype, max_kv_len), gpu_spec(engine.plan.device)
+    )
+    sites = chain_sites(engine.model, launches, decoder.dtype.itemsize)
+    each = step_us(engine, prompt_len)
+    return sites, stamps.read_stamps(buffer), each
+
+
+def step_us(engine: Engine, prompt_len: int) -> float:
+    """Microseconds a steady decode step of one sequence, as the host sees it."""
     engine.add("0", [7] * prompt_len, SamplingParams(temperature=0.0, ignore_eos=True))
     for _ in range(_WARM_STEPS):
         engine.step()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        for _ in range(_STEPS):
-            engine.step()
-        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(_STEPS):
+        engine.step()
+    each = (time.perf_counter() - begin) / _STEPS
     engine.abort("0")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    spans = [
-        Span(event["name"], event["ts"], event["ts"] + event["dur"])
-        for event in events
-        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")
+    torch.cuda.synchronize()
+    return each * 1e6
+
+
+def chain_sites(config: ModelConfig, launches: ChainLaunches, itemsize: int) -> list[Site]:
+    """What a greedy step of one sequence launches that takes stamps, in order.
+
+    `launches` with attention's spelled out. ConfigError if one of them is a plain launch.
+    """
+    shapes = weight_shapes(config)
+    if launches.attention is None:
+        raise AssertionError("attention's launch is not settled")
+
+    def product(site: str, layer: int) -> Site:
+        how = getattr(launches, site)
+        if how.overlap < 0:
+            raise ConfigError(f"{site} is a plain launch, which takes no stamp; tune it again")
+        blocks, columns = shapes[site]
+        rows = 2 * blocks if site in ("qkv", "gate_up") else blocks
+        if site == "qkv" and config.qk_norm:
+            blocks = rows
+        return Site(site, layer, -(-blocks // how.block_n), rows * columns * itemsize)
+
+    num_heads = config.num_q_heads + 2 * config.num_kv_heads
+    attention = config.num_kv_heads * launches.attention.programs_per_head
+    sites = []
+    for layer in range(config.num_layers):
+        sites.append(product("qkv", layer))
+        if config.qk_norm:
+            sites.append(Site("norm_rope_write", layer, num_heads))
+        sites.append(Site("attention", layer, attention))
+        sites += [product(name, layer) for name in ("o", "gate_up", "down")]
+    # argmax does not wait: its stamp is its start, and with it the head's end.
+    between = Site(BETWEEN, config.num_layers, choose_argmax(config.vocab_size).splits)
+    return [*sites, product("head", config.num_layers), between]
+
+
+def group(stamps: Tensor) -> list[Kernel]:
+    """Launches, in order, of int64 stamps [n, 4] as `read_stamps` returns them.
+
+    Every program of a kernel goes on before any of the next one does, so a launch ends where the
+    number of programs changes or a program comes once more. Times count from the first stamp.
+    """
+    kernels: list[Kernel] = []
+    waits: list[float] = []
+    seen: set[int] = set()
+    origin = programs = 0
+    release = 0.0
+
+    def end() -> None:
+        if seen:
+            kernels.append(Kernel(programs, min(waits), max(waits), release))
+
+    for count, program, before, after in stamps.tolist():
+        origin = origin or after
+        if count != programs or program in seen:
+            end()
+            programs, waits, release = count, [], (after - origin) / 1e3
+            seen.clear()
+        seen.add(program)
+        waits.append((before - origin) / 1e3)
+    end()
+    return kernels
+
+
+def split_steps(kernels: Sequence[Kernel], sites: Sequence[Site]) -> list[list[Kernel]]:
+    """Whole steps, each with the next one's first kernel at its end; ConfigError if none fit."""
+    want = [site.programs for site in sites]
+    found = [kernel.programs for kernel in kernels]
+    length = len(want)
+    # The first kernel may have lost programs.
+    starts = range(1, min(length + 1, len(found) - length))
+    first = next((i for i in starts if found[i : i + length] == want), None)
+    if first is None:
+        raise ConfigError(
+            f"{len(found)} launches with stamps hold no step of {length}: programs "
+            f"{found[1:13]}..., expected in some place {want[:12]}...; is the chain the engine's?"
+        )
+    for place, programs in enumerate(found[first:]):
+        if programs != want[place % length]:
+            raise ConfigError(
+                f"step {place // length} launches {programs} programs in place {place % length}, "
+                f"expected {want[place % length]} of {sites[place % length].name}; run it again"
+            )
+    steps = [
+        list(kernels[start : start + length + 1])
+        for start in range(first, len(kernels) - length, length)
     ]
-    if not spans:
-        raise ConfigError("the profiler saw no kernel; check that CUPTI works on this machine")
-    return sorted(spans, key=lambda span: span.start)
+    if len(steps) < 2:
+        raise ConfigError(f"the stamps hold {len(steps)} whole steps, needed 2; use a small model")
+    return steps
 
 
-def idle_share(spans: Sequence[Span]) -> float:
-    """Share of the time between the first start and the last end in which nothing ran."""
-    busy, covered = 0.0, spans[0].start
-    for span in spans:
-        busy += max(0.0, span.end - max(span.start, covered))
-        covered = max(covered, span.end)
-    return 1 - busy / (covered - spans[0].start)
+def durations(step: Sequence[Kernel]) -> list[float]:
+    """Microseconds from each kernel's release to the next one's."""
+    return [after.release - kernel.release for kernel, after in pairwise(step)]
 
 
-def summary(spans: Sequence[Span]) -> str:
-    """Per name: how often a step, and microseconds each (kernels overlap: they do not add up)."""
-    names = sorted({span.name for span in spans})
-    lines = []
-    for name in names:
-        times = sorted(span.end - span.start for span in spans if span.name == name)
-        count = len(times) / _STEPS
-        lines.append(f"{count:8.1f} a step  {times[len(times) // 2]:8.2f} us  {name[:90]}")
+def summary(steps: Sequence[Sequence[Kernel]], sites: Sequence[Site]) -> str:
+    """A table of the sites, over all layers and steps, and how a step's time is shared out."""
+    whole = statistics.median(sum(durations(step)) for step in steps)
+    lines = [
+        f"{'':16}{'a step':>7}{'programs':>9}{'us':>8}{'p20':>8}{'p80':>8}{'share':>8}{'GB/s':>7}"
+        "   programs wait, us from the release on: first, last"
+    ]
+    for name in dict.fromkeys(site.name for site in sites):
+        places = [i for i, site in enumerate(sites) if site.name == name]
+        taken = [(step[i], durations(step)[i]) for step in steps for i in places]
+        times = sorted(each for _, each in taken)
+        median = statistics.median(times)
+        site = sites[places[0]]
+        first = statistics.median(kernel.first_waits - kernel.release for kernel, _ in taken)
+        last = statistics.median(kernel.last_waits - kernel.release for kernel, _ in taken)
+        share = sum(times) / len(steps) / whole
+        rate = f"{site.num_bytes / median / 1e3:.0f}" if site.num_bytes else ""
+        lines.append(
+            f"{name:16}{len(places):7}{site.programs:9}{median:8.2f}{times[len(times) // 5]:8.2f}"
+            f"{times[-1 - len(times) // 5]:8.2f}{share:8.1%}{rate:>7}   {first:+.2f} {last:+.2f}"
+        )
+    idle = [durations(step)[-1] for step in steps]
+    lines.append(
+        f"{len(steps)} steps of {whole:.1f} us (median). From the head's end to the next step's "
+        f"first kernel {statistics.median(idle):.1f} us ({min(idle):.1f} to {max(idle):.1f}), "
+        f"{statistics.median(idle) / whole:.1%} of a step: the token is drawn and stored, the next "
+        "step's inputs and embedding come"
+    )
     return "\n".join(lines)
 
 
-def draw(spans: Sequence[Span], path: Path, title: str) -> None:
-    """A bar for each span, a row for each kind, over the last few steps."""
-    import matplotlib
+def draw(steps: Sequence[Sequence[Kernel]], sites: Sequence[Site], path: Path, title: str) -> None:
+    """Layers in the middle of a step, and the boundary to the next step, as bars."""
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    end = spans[-1].end
-    begin = end - (end - spans[0].start) * _DRAWN_STEPS / _STEPS
-    shown = [span for span in spans if span.start >= begin]
-    names = list(dict.fromkeys(span.name for span in shown))
-    figure, axes = plt.subplots(figsize=(14, 0.35 * len(names) + 1.2))
-    for row, name in enumerate(names):
-        bars = [(s.start - begin, s.end - s.start) for s in shown if s.name == name]
-        axes.broken_barh(bars, (row - 0.4, 0.8))
-    axes.set_yticks(range(len(names)), [name[:40] for name in names])
-    axes.invert_yaxis()
-    axes.set_xlabel("µs")
-    axes.set_title(f"{title}: {_DRAWN_STEPS} decode steps, idle {100 * idle_share(spans):.1f} %")
+    middle = len(steps) // 2
+    labelled = list(zip(sites, steps[middle - 1], strict=False))
+    labelled += list(zip(sites, steps[middle], strict=False))
+    a_layer = sum(site.layer == 0 for site in sites)
+    begin = sites[-1].layer // 2 * a_layer
+    end = len(sites) + a_layer
+    windows = {
+        f"{_DRAWN_LAYERS} layers": labelled[begin : begin + _DRAWN_LAYERS * a_layer + 1],
+        "from one step to the next": labelled[len(sites) - 4 : end + 1],
+    }
+    figure, panels = plt.subplots(2, 1, figsize=(13, 6.5), layout="constrained")
+    for panel, (name, window) in zip(panels, windows.items(), strict=True):
+        _draw_window(panel, window)
+        panel.set_title(name, fontsize=9)
+    panels[-1].set_xlabel("µs; hollow: programs wait for the kernel before, full: it has ended")
+    figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _draw_window(panel, window: Sequence[tuple[Site, Kernel]]) -> None:  # type: ignore[no-untyped-def]
+    names = list(dict.fromkeys(site.name for site, _ in window))
+    origin = window[0][1].release
+    width = window[-1][1].release - origin
+    for site, kernel in window:
+        row, first = names.index(site.name), max(kernel.first_waits, origin) - origin
+        waited = kernel.release - origin - first
+        panel.barh(row, waited, left=first, fill=False, edgecolor="C0", linewidth=0.8)
+    for (site, kernel), (_, after) in pairwise(window):
+        row, begin = names.index(site.name), kernel.release - origin
+        lasted = after.release - kernel.release
+        panel.barh(row, lasted, left=begin, color="C7" if site.name == BETWEEN else "C0")
+        if lasted > width / 40:
+            where = {"ha": "center", "va": "center", "color": "w", "size": 8}
+            panel.text(begin + lasted / 2, row, f"{lasted:.1f}", **where)
+    panel.set_yticks(range(len(names)), names)
+    panel.set_xlim(0, width)
+    panel.invert_yaxis()
 
 
 if __name__ == "__main__":

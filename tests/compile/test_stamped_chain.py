@@ -1,0 +1,24 @@
+"""Stamps leave the chain's kernels as they are: weights before the wait, all the rest after it."""
+
+import json
+import subprocess
+import sys
+
+from tests.compile.record import without_interpreter
+
+
+def test_stamps_go_around_the_wait_and_no_load_moves_over_it() -> None:
+    command = [sys.executable, "-m", "tests.compile.stamped_chain"]
+    done = subprocess.run(command, env=without_interpreter(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout)
+    assert found.pop("argmax: 8x128256 fp32")["clock"] == [1, 0]
+    assert len(found) == 6
+    for name, kernel in found.items():
+        assert kernel["clock"] == [1, 1], name
+        assert kernel["stored"] == 0, f"{name} stores before it waits"
+        (weights_before, others_before), (_, others_after) = kernel["loads"]
+        assert others_after >= 1, name
+        if name.startswith(("linear_add", "norm_gate_up", "norm_linear", "norm_qkv")):
+            assert weights_before >= 1, f"{name} loads no weight before it waits"
+            assert others_before == 0, f"{name} loads {others_before} activations before it waits"
