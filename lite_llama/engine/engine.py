@@ -328,6 +328,7 @@ def _draws_unread(request: Request) -> bool:
     return (
         request.grammar is None
         and not params.has_penalties
+        and not params.logit_bias  # a greedy draw within a graph would not see it
         and params.logprobs is None
         and len(request.output_token_ids) >= params.min_tokens
     )

@@ -423,12 +423,18 @@ class AsyncEngine:
         """End the requests that ran in a failed step; those that wait stay."""
         self._metrics.log_error("a step failed", error)
         self._num_failed_steps += 1
-        running = {request.request_id for request in self._engine.scheduler.running}
+        scheduler = self._engine.scheduler
+        running = {request.request_id for request in scheduler.running}
+        is_lost = isinstance(error, torch.AcceleratorError)  # the device, until the process ends
+        if is_lost or not running or self._num_failed_steps >= MAX_FAILED_STEPS:
+            raise error
         for generation in _generations(self._live[one] for one in running if one in self._live):
             self._end(generation, Problem(500, _STEP_FAILED))
-        lost = isinstance(error, torch.AcceleratorError)
-        if lost or not running or self._num_failed_steps >= MAX_FAILED_STEPS:
-            raise error
+        if isinstance(error, torch.OutOfMemoryError):
+            # What a step needs beyond the buffers made at the start grows with its tokens.
+            torch.cuda.empty_cache()
+            half = scheduler.max_num_batched_tokens // 2
+            scheduler.max_num_batched_tokens = max(scheduler.max_num_seqs, half)
 
 
 def _generations(sequences: Iterable[_Sequence]) -> list[Generation]:
