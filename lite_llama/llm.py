@@ -289,7 +289,7 @@ class LLM:
         """One engine step, whose tokens go to whichever calls are waiting for them."""
         for step in self.engine.step():
             completion = self._live[step.request_id]
-            completion.push(step)
+            completion.chunks.append(completion.push(step))
             if completion.finish_reason is not None:
                 del self._live[step.request_id]
                 self.engine.abort(step.request_id)
