@@ -101,7 +101,9 @@ class Generation:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         chunks, self._ready = self._ready, []
-        self._num_unfinished -= sum(chunk.finish_reason is not None for chunk in chunks)
+        for chunk in chunks:
+            if chunk.finish_reason is not None:
+                self._num_unfinished -= 1
         return chunks
 
     def deliver(self, chunk: TextChunk) -> None:

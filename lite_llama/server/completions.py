@@ -149,13 +149,19 @@ async def stream(writer: CompletionWriter, caller: Caller) -> AsyncGenerator[byt
     """The events of a streamed completion, [DONE] included."""
     service, request = writer.service, writer.request
     async with _started(writer, caller) as prompts:
-        offsets = [0] * (len(prompts) * prompts[0].generation.job.params.n)
+        num_completions = prompts[0].generation.job.params.n
+        offsets = [0] * (len(prompts) * num_completions)
+        is_plain = request.logprobs is None and not request.echo
         generations = [each.generation for each in prompts]
         merged = _alone(generations[0]) if len(generations) == 1 else _merged(generations)
         async for number, chunk in merged:
             started = prompts[number]
-            index = number * started.generation.job.params.n + chunk.index
-            choice = _piece(writer, started, chunk, offsets, index)
+            index = number * num_completions + chunk.index
+            if is_plain:
+                choice = {"index": index, "text": chunk.text, "logprobs": None}
+                choice["finish_reason"] = chunk.finish_reason
+            else:
+                choice = _described(writer, started, chunk, offsets, index)
             if choice["text"] or choice["logprobs"] or choice["finish_reason"]:
                 yield data_event({**writer.base, "choices": [choice]})
         if request.stream_options is not None and request.stream_options.include_usage:
@@ -164,7 +170,7 @@ async def stream(writer: CompletionWriter, caller: Caller) -> AsyncGenerator[byt
     yield b"data: [DONE]\n\n"
 
 
-def _piece(
+def _described(
     writer: CompletionWriter, started: _Started, chunk: TextChunk, offsets: list[int], index: int
 ) -> dict[str, Any]:
     request, tokenizer = writer.request, writer.service.llm.tokenizer
