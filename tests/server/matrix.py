@@ -301,6 +301,14 @@ ROWS: dict[str, Row] = {
             "test_half_an_hour_of_mixed_load",
         ),
     ),
+    "L12-GPU": Row(
+        "nine minutes of mixed load, random weights in a 1B shape",
+        None,
+        form(
+            "RSS slope < 1 MB/h, GPU bytes and file descriptors constant, 0 errors (make gpu)",
+            "test_nine_minutes_of_mixed_load_on_a_gpu",
+        ),
+    ),
     "L13": Row(
         "idle",
         form(
@@ -447,6 +455,7 @@ _shortened: dict[str, str] = {}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--clients", help="folders of row A11's executables (default: PATH)")
     parser.addoption("--soak-minutes", type=float, default=30.0, help="length of row L12")
+    parser.addoption("--gpu-soak-minutes", type=float, default=9.0, help="length of row L12-GPU")
 
 
 def _name(item: pytest.Item) -> str:
