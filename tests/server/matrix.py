@@ -139,6 +139,8 @@ ROWS: dict[str, Row] = {
             "constrained arguments valid in every case, streamed deltas rebuild",
             "test_a_required_tool_is_called_with_valid_arguments",
             "test_streamed_calls_rebuild_to_valid_json",
+            "test_constrained_arguments_stream_and_make_the_whole_call",
+            "test_free_arguments_stream_and_make_the_whole_call",
             "test_tagged_calls_are_found_wherever_the_text_is_cut",
         ),
         form(
