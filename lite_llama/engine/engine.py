@@ -238,7 +238,7 @@ class Engine:
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if not token_ids:
             raise RequestError("prompt is empty, expected at least one token", param="prompt")
-        if not all(type(token) is int for token in token_ids):
+        if set(map(type, token_ids)) != {int}:  # quicker than a loop
             raise RequestError("prompt has an entry that is no integer token id", param="prompt")
         low, high = min(token_ids), max(token_ids)
         if low < 0 or high >= self.model.vocab_size:

@@ -327,11 +327,10 @@ class AsyncEngine:
         job = generation.job
         try:
             for completion in generation.completions:
-                index, seed = completion.index, job.params.seed
                 self._engine.add(
                     completion.request_id,
                     job.prompt_token_ids,
-                    replace(job.params, n=1, seed=None if seed is None else (seed + index) % 2**63),
+                    _params_of(job.params, completion.index),
                     cache_salt=job.cache_salt,
                     grammar=None if job.make_grammar is None else job.make_grammar(),
                 )
@@ -441,6 +440,14 @@ class AsyncEngine:
             torch.cuda.empty_cache()
             half = scheduler.max_num_batched_tokens // 2
             scheduler.max_num_batched_tokens = max(scheduler.max_num_seqs, half)
+
+
+def _params_of(params: SamplingParams, index: int) -> SamplingParams:
+    """The settings of one of n completions; unchanged they need no second check."""
+    if params.n == 1 and params.seed is None:
+        return params
+    seed = None if params.seed is None else (params.seed + index) % 2**63
+    return replace(params, n=1, seed=seed)
 
 
 def _generations(sequences: Iterable[_Sequence]) -> list[Generation]:
