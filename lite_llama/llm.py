@@ -1,5 +1,6 @@
 """The Python API: text in, text out."""
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -217,7 +218,8 @@ class LLM:
         self._chat_template = None  # its process ends with it
         if self.plan.device.type == "cuda":
             gc.collect()
-            torch.cuda.empty_cache()  # what torch keeps for its own next use
+            with contextlib.suppress(torch.AcceleratorError):  # a lost device has nothing to give
+                torch.cuda.empty_cache()  # what torch keeps for its own next use
 
     def __enter__(self) -> "LLM":
         return self
