@@ -75,7 +75,7 @@ class Completion:
     num_cached_tokens: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    chunks: deque[TextChunk] = field(default_factory=deque)
+    chunks: deque[TextChunk] = field(default_factory=deque)  # for LLM.stream to fetch
 
     @classmethod
     def begin(
@@ -100,7 +100,7 @@ class Completion:
             StopStrings(params.stop_strings, include_stop=params.include_stop_str_in_output),
         )
 
-    def push(self, step: StepOutput) -> None:
+    def push(self, step: StepOutput) -> TextChunk:
         """Take in one step's token; sets finish_reason when the answer ends with it."""
         self.last_token_at = time.perf_counter()
         if not self.token_ids:
@@ -114,15 +114,13 @@ class Completion:
         self.stop_reason = step.stop_token_id
         piece = self._text_of(step)
         self.text += piece
-        self.chunks.append(
-            TextChunk(
-                self.index,
-                piece,
-                (step.token_id,),
-                self.finish_reason,
-                None if self.finish_reason is None else self.metrics(),
-                None if self.ends_with_hidden_token else step.logprobs,
-            )
+        return TextChunk(
+            self.index,
+            piece,
+            (step.token_id,),
+            self.finish_reason,
+            None if self.finish_reason is None else self.metrics(),
+            None if self.ends_with_hidden_token else step.logprobs,
         )
 
     @property

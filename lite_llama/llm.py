@@ -1,5 +1,6 @@
 """The Python API: text in, text out."""
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -217,7 +218,8 @@ class LLM:
         self._chat_template = None  # its process ends with it
         if self.plan.device.type == "cuda":
             gc.collect()
-            torch.cuda.empty_cache()  # what torch keeps for its own next use
+            with contextlib.suppress(torch.AcceleratorError):  # a lost device has nothing to give
+                torch.cuda.empty_cache()  # what torch keeps for its own next use
 
     def __enter__(self) -> "LLM":
         return self
@@ -289,7 +291,7 @@ class LLM:
         """One engine step, whose tokens go to whichever calls are waiting for them."""
         for step in self.engine.step():
             completion = self._live[step.request_id]
-            completion.push(step)
+            completion.chunks.append(completion.push(step))
             if completion.finish_reason is not None:
                 del self._live[step.request_id]
                 self.engine.abort(step.request_id)

@@ -28,6 +28,7 @@ PACKAGE_NAMES = [
 OPERATORS = [
     "SamplingRows",
     "add_rms_norm",
+    "apply_masks",
     "apply_penalties",
     "argmax",
     "attention_decode",

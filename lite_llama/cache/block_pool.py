@@ -9,6 +9,7 @@ num_free + num_cached + num_used = num_blocks:
 """
 
 import hashlib
+import struct
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class PrefixStats:
 def block_key(parent: BlockKey | None, token_ids: Sequence[int], salt: str) -> BlockKey:
     """Key of a full block behind `parent`; `salt` keeps the caches of strangers apart."""
     digest = hashlib.sha256(parent.digest if parent else b"lite_llama" + salt.encode())
-    digest.update(b"".join(token.to_bytes(8, "little") for token in token_ids))
+    digest.update(struct.pack(f"<{len(token_ids)}q", *token_ids))
     return BlockKey(digest.digest(), tuple(token_ids))
 
 

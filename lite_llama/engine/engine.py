@@ -52,8 +52,17 @@ class _ReadBack:
 
 
 @dataclass(frozen=True)
-class _Launched:
-    """A step that is under way: its shares, the requests that draw a token, and those tokens."""
+class _Computed:
+    """A step whose logits are under way: its shares, and a row for each request that draws."""
+
+    planned: list[Scheduled]
+    drawing: list[Request]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A step whose tokens are under way, one for each request that draws."""
 
     planned: list[Scheduled]
     drawing: list[Request]
@@ -77,7 +86,7 @@ class Engine:
             plan.max_num_batched_tokens,
         )
         self._live: dict[str, _Live] = {}
-        self._ahead: _Launched | None = None
+        self._ahead: _Computed | _Drawn | None = None
 
     @property
     def has_requests(self) -> bool:
@@ -134,66 +143,70 @@ class Engine:
 
     def step(self) -> list[StepOutput]:
         """Advance every request that can run; one output for each that drew a token."""
-        launched, self._ahead = self._ahead, None
-        if launched is None:
-            with self._stage("launch"):
-                launched = self._launch()
-        if launched is None:
+        step, self._ahead = self._ahead, None
+        if step is None:
+            with self._stage("compute"):
+                step = self._compute()
+        if step is None:
             return []
+        if isinstance(step, _Computed):
+            with self._stage("draw"):
+                step = _draw(step)
         # On a GPU the next step is under way before this one's tokens are read: the host's
         # work, in here and in the caller, is done in its shadow.
-        with self._stage("launch ahead"):
-            self._ahead = self._launch_ahead(launched)
+        with self._stage("compute ahead"):
+            self._ahead = self._compute_ahead(step)
         with self._stage("read tokens"):
-            return self._finish(launched)
+            return self._finish(step)
 
     def _stage(self, name: str) -> AbstractContextManager[None]:
         """A name over what the host does, for Nsight Systems."""
         on_gpu = self.plan.device.type == "cuda"
         return torch.cuda.nvtx.range(name) if on_gpu else nullcontext()
 
-    def _launch(self) -> _Launched | None:
+    def _compute(self) -> _Computed | None:
         planned = batch.order(self.scheduler.plan())
         if not planned:
             return None
         logits = self._take_prompt_logprobs(planned, self.runner.run(planned))
         drawing = [scheduled.request for scheduled in planned if scheduled.draws_token]
-        masks = _grammar_masks(drawing)  # while a GPU still works on the logits
-        tokens, logprobs = _draw(drawing, logits, masks)
-        return _Launched(planned, drawing, _ReadBack(tokens), logprobs)
+        return _Computed(planned, drawing, logits)
 
-    def _launch_ahead(self, launched: _Launched) -> _Launched | None:
-        """The step after `launched`, if nothing about it hangs on the tokens being read first."""
+    def _compute_ahead(self, step: _Drawn) -> _Computed | _Drawn | None:
+        """The step after `step`, if the same requests are in it: its tokens are on the device.
+
+        It is drawn as well, unless a request's draw hangs on the host having read those tokens.
+        """
         graphs = self.runner.graphs
-        requests = launched.drawing
-        if graphs is None or len(launched.planned) != len(requests) or self.scheduler.waiting:
+        requests = step.drawing
+        if graphs is None or len(step.planned) != len(requests) or self.scheduler.waiting:
             return None
-        if not all(_is_foreseeable(request) for request in requests):
+        if not all(_goes_on(request) for request in requests):
             return None
-        if not self.scheduler.reserve_ahead(launched.planned):
+        if not self.scheduler.reserve_ahead(step.planned):
             return None
         positions = [
             scheduled.request.num_computed_tokens + scheduled.num_new_tokens
-            for scheduled in launched.planned
+            for scheduled in step.planned
         ]
-        source, greedy = launched.tokens.source, sampler.is_greedy(requests)
-        with torch.inference_mode():
-            tokens = graphs.launch(requests, positions, source, greedy=greedy)
-            if not greedy:
-                tokens = sampler.sample(tokens, requests, ahead=1)
         planned = [Scheduled(request, 1) for request in requests]
-        return _Launched(planned, requests, _ReadBack(tokens), {})
+        is_free = all(_draws_unread(request) for request in requests)
+        greedy = is_free and sampler.is_greedy(requests)
+        with torch.inference_mode():
+            result = graphs.launch(requests, positions, step.tokens.source, greedy=greedy)
+            if not is_free:
+                return _Computed(planned, requests, result)
+            tokens = result if greedy else sampler.sample(result, requests, ahead=1)
+        return _Drawn(planned, requests, _ReadBack(tokens), {})
 
-    def _finish(self, launched: _Launched) -> list[StepOutput]:
+    def _finish(self, step: _Drawn) -> list[StepOutput]:
         """Read a step's tokens and book them; requests that ended meanwhile are passed over."""
-        drawn = launched.tokens.wait()
-        going = [i for i, request in enumerate(launched.drawing) if request.finish_reason is None]
-        tokens = {launched.drawing[i].request_id: drawn[i] for i in going}
-        self.scheduler.commit(launched.planned, tokens)
+        drawn = step.tokens.wait()
+        going = [i for i, request in enumerate(step.drawing) if request.finish_reason is None]
+        tokens = {step.drawing[i].request_id: drawn[i] for i in going}
+        self.scheduler.commit(step.planned, tokens)
         return [
-            self._output(
-                launched.drawing[i], drawn[i], launched.logprobs.get(launched.drawing[i].request_id)
-            )
+            self._output(step.drawing[i], drawn[i], step.logprobs.get(step.drawing[i].request_id))
             for i in going
         ]
 
@@ -227,7 +240,7 @@ class Engine:
     def _check_prompt(self, token_ids: Sequence[int]) -> None:
         if not token_ids:
             raise RequestError("prompt is empty, expected at least one token", param="prompt")
-        if not all(type(token) is int for token in token_ids):
+        if set(map(type, token_ids)) != {int}:  # quicker than a loop
             raise RequestError("prompt has an entry that is no integer token id", param="prompt")
         low, high = min(token_ids), max(token_ids)
         if low < 0 or high >= self.model.vocab_size:
@@ -297,60 +310,32 @@ def _check_grammar_can_end(params: SamplingParams) -> None:
             )
 
 
-def _grammar_masks(requests: list[Request]) -> dict[int, bytes]:
-    """Allowed tokens by row, of the requests that have a grammar."""
-    masks = {}
-    for row, request in enumerate(requests):
-        if request.grammar is not None:
-            try:
-                masks[row] = request.grammar.mask()
-            except Exception as error:  # noqa: BLE001 - whatever it is concerns this request only
-                request.grammar_error = str(error)
-    return masks
-
-
 def _advance_grammar(request: Request, token_id: int) -> None:
     if request.grammar is None or request.grammar_error or request.stop_token_id is not None:
         return
     try:
         request.grammar.accept(token_id)
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:  # noqa: BLE001 - whatever it is concerns this request only
         request.grammar_error = str(error)
 
 
-def _is_foreseeable(request: Request) -> bool:
-    """Whether the step after the one under way is known now, but for the token it starts from."""
+def _goes_on(request: Request) -> bool:
+    """Whether a request is in the step after the one under way, unless a stop token ends it."""
+    return request.finish_reason is None and request.num_tokens + 1 < request.max_total_tokens
+
+
+def _draws_unread(request: Request) -> bool:
+    """Whether the host can launch a draw before it has read the token before."""
     params = request.params
     return (
-        request.finish_reason is None
-        and request.grammar is None
+        request.grammar is None
         and not params.has_penalties
-        and not params.logit_bias
+        and not params.logit_bias  # a greedy draw within a graph would not see it
         and params.logprobs is None
         and len(request.output_token_ids) >= params.min_tokens
-        and request.num_tokens + 1 < request.max_total_tokens
     )
 
 
-@torch.inference_mode()
-def _draw(
-    requests: list[Request], logits: Tensor, masks: dict[int, bytes]
-) -> tuple[Tensor, dict[str, TokenLogprobs]]:
-    """Tokens int64 [num_requests] and, where asked, log-probabilities by request id.
-
-    logits float32 [num_requests, vocab].
-    """
-    asking = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
-    if not requests:
-        return torch.empty(0, dtype=torch.int64), {}
-    if not asking:
-        return sampler.sample(logits, requests, masks=masks), {}
-    plain = logits[asking]  # a copy: sampling changes the logits
-    drawn = sampler.sample(logits, requests, masks=masks)
-    described = sampler.logprobs_of(
-        plain,
-        drawn[asking].tolist(),
-        [requests[i].params.logprobs or 0 for i in asking],
-    )
-    rows = zip(asking, described, strict=True)
-    return drawn, {requests[i].request_id: row for i, row in rows}
+def _draw(step: _Computed) -> _Drawn:
+    tokens, logprobs = sampler.draw(step.logits, step.drawing)
+    return _Drawn(step.planned, step.drawing, _ReadBack(tokens), logprobs)

@@ -1,23 +1,32 @@
 """A request on its way through the engine, and what each step says of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lite_llama.cache.block_pool import BlockKey
 from lite_llama.engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 class Grammar(Protocol):
-    """What may come next in one answer. An exception from it ends its own request only."""
+    """What may come next in one answer. The grammars of one engine are of one class."""
 
-    def mask(self) -> bytes:
-        """The tokens allowed next: token i is bit i % 8 of byte i // 8."""
+    @staticmethod
+    def fill_masks(grammars: "Mapping[int, Any]", words: "NDArray[np.int32]") -> Mapping[int, str]:
+        """Write the tokens that each grammar allows next into its row of `words`.
+
+        `words` [num_rows, ceil(vocab / 32)]: token i is bit i % 32 of word i // 32; other rows are
+        left alone. Returns why, by row, for those that broke.
+        """
 
     def accept(self, token_id: int) -> None:
-        """Go on behind the token that was drawn."""
+        """Go on behind the token that was drawn; an exception ends the grammar's request only."""
 
 
 @dataclass(eq=False)

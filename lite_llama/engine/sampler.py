@@ -1,6 +1,6 @@
 """From the logits of a step to the next token of each request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,23 +11,40 @@ from lite_llama.engine.request import Request, TokenLogprob, TokenLogprobs
 _NEVER = float("-inf")
 
 
+@torch.inference_mode()
+def draw(logits: Tensor, requests: Sequence[Request]) -> tuple[Tensor, dict[str, TokenLogprobs]]:
+    """Tokens int64 [num_requests] and, where asked, log-probabilities by request id.
+
+    logits float32 [num_requests, vocab] (changed). A grammar that breaks is noted in its request.
+    """
+    masks = _grammar_masks(requests, logits)  # while a GPU still works on the logits
+    asking = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
+    plain = logits[asking] if asking else logits  # a copy: sampling changes the logits
+    drawn = sample(logits, requests, masks=masks)
+    if not asking:
+        return drawn, {}
+    num_top = [requests[i].params.logprobs or 0 for i in asking]
+    rows = logprobs_of(plain, drawn[asking].tolist(), num_top)
+    return drawn, {requests[i].request_id: row for i, row in zip(asking, rows, strict=True)}
+
+
 def sample(
     logits: Tensor,
     requests: Sequence[Request],
     *,
-    masks: Mapping[int, bytes] | None = None,
+    masks: Tensor | None = None,
     ahead: int = 0,
 ) -> Tensor:
     """Draw one token a row: logits float32 [num_rows, vocab] (changed) -> int64 [num_rows].
 
-    Order: logit bias and the ban of early stops, penalties, the grammars' masks (bits of the
-    allowed tokens, by row; see `Grammar.mask`), then `ops.sample`.
+    Order: logit bias and the ban of early stops, penalties, the grammars' `masks` (see
+    `ops.apply_masks`), then `ops.sample`. Nothing in here waits for the device.
     `ahead`: tokens of each request that are drawn already but not known to the host.
     """
     _apply_bias(logits, requests)
     _apply_penalties(logits, requests)
-    if masks:
-        _apply_masks(logits, masks)
+    if masks is not None:
+        ops.apply_masks(logits, masks)
     if is_greedy(requests):
         return ops.argmax(logits)[1]
     return ops.sample(logits, _rows(requests, logits.device, ahead))
@@ -58,13 +75,39 @@ def logprobs_of(
     return described
 
 
+def _grammar_masks(requests: Sequence[Request], logits: Tensor) -> Tensor | None:
+    """The tokens allowed in each row, int32 [num_rows, ceil(vocab / 32)], if any has a grammar."""
+    grammars = {
+        row: request.grammar
+        for row, request in enumerate(requests)
+        if request.grammar is not None and request.finish_reason is None
+    }
+    if not grammars:
+        return None
+    shape = (len(requests), -(-logits.shape[1] // 32))
+    words = torch.full(shape, -1, dtype=torch.int32, pin_memory=logits.is_cuda)
+    kind = type(next(iter(grammars.values())))
+    for row, error in kind.fill_masks(grammars, words.numpy()).items():
+        requests[row].grammar_error = error
+    return words.to(logits.device, non_blocking=True)
+
+
 def _apply_bias(logits: Tensor, requests: Sequence[Request]) -> None:
+    device, vocab = logits.device, logits.shape[1]
+    biases: dict[int, float] = {}  # by place in the flat logits
+    banned: list[int] = []
     for row, request in enumerate(requests):
-        bias = request.params.logit_bias
-        if bias:
-            logits[row, list(bias)] += torch.tensor(list(bias.values()), device=logits.device)
-        if len(request.output_token_ids) < request.params.min_tokens and request.stop_token_ids:
-            logits[row, list(request.stop_token_ids)] = _NEVER
+        params = request.params
+        for token, bias in (params.logit_bias or {}).items():
+            biases[row * vocab + token] = bias
+        if len(request.output_token_ids) < params.min_tokens:
+            banned += [row * vocab + token for token in request.stop_token_ids]
+    flat = logits.view(-1)
+    if biases:
+        values = _upload([*biases.values()], torch.float32, device)
+        flat.index_add_(0, _upload([*biases], torch.int64, device), values)
+    if banned:
+        flat.index_fill_(0, _upload(banned, torch.int64, device), _NEVER)
 
 
 def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
@@ -73,47 +116,52 @@ def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
         return
     device, vocab = logits.device, logits.shape[1]
     chosen = [requests[row] for row in rows]
-    counts = torch.stack(
-        [
-            torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=vocab)
-            for request in chosen
-            for tokens in (request.prompt_token_ids, request.output_token_ids)
-        ]
-    ).view(len(rows), 2, vocab)
-    penalised = logits[rows]
+    # Counted on the device: a row of counts is as long as the vocabulary.
+    texts = [text for one in chosen for text in (one.prompt_token_ids, one.output_token_ids)]
+    places = [i * vocab + token for i, text in enumerate(texts) for token in text]
+    counts = torch.zeros(len(texts) * vocab, dtype=torch.int32, device=device)
+    index = _upload(places, torch.int64, device)
+    counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
+    counts = counts.view(len(rows), 2, vocab)
+    selected = _upload(rows, torch.int64, device)
+    penalised = logits[selected]
     ops.apply_penalties(
         penalised,
-        (counts[:, 0] > 0).to(device),
-        counts[:, 1].int().to(device),
-        _column([request.params.repetition_penalty for request in chosen], device),
-        _column([request.params.presence_penalty for request in chosen], device),
-        _column([request.params.frequency_penalty for request in chosen], device),
+        counts[:, 0] > 0,
+        counts[:, 1],
+        *(
+            _upload([getattr(one.params, name) for one in chosen], torch.float32, device)
+            for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
+        ),
     )
-    logits[rows] = penalised
-
-
-def _apply_masks(logits: Tensor, masks: Mapping[int, bytes]) -> None:
-    rows = list(masks)
-    packed = torch.frombuffer(bytearray(b"".join(masks.values())), dtype=torch.uint8)
-    packed = packed.view(len(rows), -1).to(logits.device, non_blocking=True)
-    shifts = torch.arange(8, dtype=torch.uint8, device=logits.device)
-    allowed = ((packed[:, :, None] >> shifts) & 1).bool().flatten(1)[:, : logits.shape[1]]
-    logits[rows] = logits[rows].masked_fill(~allowed, _NEVER)
+    logits[selected] = penalised
 
 
 def _rows(requests: Sequence[Request], device: torch.device, ahead: int) -> ops.SamplingRows:
     params = [request.params for request in requests]
+    places = [[one.seed for one in requests], [one.num_tokens + ahead for one in requests]]
+    seeds, positions = _upload(places, torch.int64, device)
+    strengths = [
+        [p.temperature for p in params],
+        [p.top_p for p in params],
+        [p.min_p for p in params],
+    ]
+    temperature, top_p, min_p = _upload(strengths, torch.float32, device)
     return ops.SamplingRows(
-        temperature=_column([p.temperature for p in params], device),
-        top_k=torch.tensor([max(p.top_k, 0) for p in params], dtype=torch.int32, device=device),
-        top_p=_column([p.top_p for p in params], device),
-        min_p=_column([p.min_p for p in params], device),
-        seeds=torch.tensor([request.seed for request in requests], device=device),
-        positions=torch.tensor([r.num_tokens + ahead for r in requests], device=device),
+        temperature=temperature,
+        top_k=_upload([max(p.top_k, 0) for p in params], torch.int32, device),
+        top_p=top_p,
+        min_p=min_p,
+        seeds=seeds,
+        positions=positions,
         any_top_k=any(p.top_k > 0 for p in params),
         any_top_p=any(p.top_p < 1 for p in params),
     )
 
 
-def _column(values: list[float], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)
+def _upload(
+    values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Values on the device. From pinned memory, so that the host does not wait for the device."""
+    pinned = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return pinned.to(device, non_blocking=True)

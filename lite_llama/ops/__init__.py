@@ -22,7 +22,13 @@ from lite_llama.ops.norm_rope_write.op import norm_rope_write
 from lite_llama.ops.repeat_kv.op import repeat_kv
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope
-from lite_llama.ops.sample.op import SamplingRows, apply_penalties, sample, token_logprobs
+from lite_llama.ops.sample.op import (
+    SamplingRows,
+    apply_masks,
+    apply_penalties,
+    sample,
+    token_logprobs,
+)
 from lite_llama.ops.softmax.op import softmax
 from lite_llama.ops.swiglu.op import swiglu
 from lite_llama.ops.topk.op import topk
@@ -31,6 +37,7 @@ __all__ = [
     "SamplingRows",
     "add",
     "add_rms_norm",
+    "apply_masks",
     "apply_penalties",
     "argmax",
     "attention_decode",

@@ -126,7 +126,7 @@ class App:
         request_id = _request_id(request)
         caller = Caller(started)
 
-        async def send_noting(message: Message) -> None:
+        def send_noting(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -135,7 +135,7 @@ class App:
                     (b"x-request-id", request_id.encode()),
                     (b"x-content-type-options", b"nosniff"),
                 ]
-            await send(message)
+            return send(message)
 
         try:
             response = await self._answer(request, caller)

@@ -80,8 +80,8 @@ class Generation:
             for index in range(job.params.n)
         ]
         self._engine = engine
-        self._ready: deque[TextChunk] = deque()
-        self._wake = asyncio.Event()
+        self._ready: list[TextChunk] = []
+        self._waiter: asyncio.Future[None] | None = None
         self._num_unfinished = job.params.n
         self._problem: Problem | None = None
         self.closed = False
@@ -98,26 +98,31 @@ class Generation:
                 raise self._problem
             if self._num_unfinished == 0:
                 raise StopAsyncIteration
-            self._wake.clear()
-            await self._wake.wait()
-        chunks = list(self._ready)
-        self._ready.clear()
-        self._num_unfinished -= sum(chunk.finish_reason is not None for chunk in chunks)
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        chunks, self._ready = self._ready, []
+        for chunk in chunks:
+            if chunk.finish_reason is not None:
+                self._num_unfinished -= 1
         return chunks
 
     def deliver(self, chunk: TextChunk) -> None:
         """On the event loop: hand over one chunk."""
-        self._engine.note_first_token(self)
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
+            self._engine.note_first_token(self)
         self._ready.append(chunk)
-        self._wake.set()
+        self._wake()
 
     def fail(self, problem: Problem) -> None:
         """On the event loop: end with a problem, behind the chunks already there."""
         if self._problem is None:
             self._problem = problem
-            self._wake.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     @property
     def num_generated_tokens(self) -> int:
@@ -322,11 +327,10 @@ class AsyncEngine:
         job = generation.job
         try:
             for completion in generation.completions:
-                index, seed = completion.index, job.params.seed
                 self._engine.add(
                     completion.request_id,
                     job.prompt_token_ids,
-                    replace(job.params, n=1, seed=None if seed is None else (seed + index) % 2**63),
+                    _params_of(job.params, completion.index),
                     cache_salt=job.cache_salt,
                     grammar=None if job.make_grammar is None else job.make_grammar(),
                 )
@@ -373,12 +377,14 @@ class AsyncEngine:
             return
         self._num_failed_steps = 0
         self._observe_queue(begun)
-        delivered = [pair for output in outputs if (pair := self._take(output)) is not None]
+        now = time.monotonic()
+        delivered = [pair for output in outputs if (pair := self._take(output, now)) is not None]
         if delivered:
+            self._metrics.generated.inc(len(delivered))
             self._post(lambda: _deliver(delivered))
 
-    def _take(self, output: StepOutput) -> tuple[Generation, TextChunk] | None:
-        """One sequence's token: its chunk, or None if that ended the request."""
+    def _take(self, output: StepOutput, now: float) -> tuple[Generation, TextChunk] | None:
+        """One sequence's token of this moment: its chunk, or None if that ended the request."""
         sequence = self._live.get(output.request_id)
         if sequence is None:
             return None
@@ -387,17 +393,17 @@ class AsyncEngine:
             self._end(generation, Problem(500, "the grammar of this request failed"))
             return None
         try:
-            completion.push(output)
+            chunk = completion.push(output)
         except Exception as error:  # noqa: BLE001 - only this request is concerned
             self._metrics.log_error("a token could not be turned into text", error)
             self._end(generation, Problem(500, _STEP_FAILED))
             return None
-        self._observe(sequence)
+        self._observe(sequence, now)
         if completion.finish_reason is not None:
             del self._live[output.request_id]
             self._engine.abort(output.request_id)
             self._metrics.finished(completion.finish_reason)
-        return generation, completion.chunks.popleft()
+        return generation, chunk
 
     def _observe_queue(self, step_begun: float) -> None:
         """Book how long those waited whose first step this was."""
@@ -408,13 +414,12 @@ class AsyncEngine:
             arrived = self._unstarted.pop(request_id)
             self._metrics.queue_time.observe(max(0.0, step_begun - arrived))
 
-    def _observe(self, sequence: _Sequence) -> None:
-        now = time.monotonic()
+    def _observe(self, sequence: _Sequence, now: float) -> None:
         job = sequence.generation.job
         if len(sequence.completion.token_ids) == 1:
             self._metrics.first_token(now - job.arrived, len(job.prompt_token_ids))
         else:
-            self._metrics.token(now - sequence.last_token_at)
+            self._metrics.inter_token.observe(now - sequence.last_token_at)
         sequence.last_token_at = now
         if sequence.completion.finish_reason is not None:
             self._metrics.end_to_end.observe(now - job.arrived)
@@ -423,12 +428,26 @@ class AsyncEngine:
         """End the requests that ran in a failed step; those that wait stay."""
         self._metrics.log_error("a step failed", error)
         self._num_failed_steps += 1
-        running = {request.request_id for request in self._engine.scheduler.running}
+        scheduler = self._engine.scheduler
+        running = {request.request_id for request in scheduler.running}
+        is_lost = isinstance(error, torch.AcceleratorError)  # the device, until the process ends
+        if is_lost or not running or self._num_failed_steps >= MAX_FAILED_STEPS:
+            raise error
         for generation in _generations(self._live[one] for one in running if one in self._live):
             self._end(generation, Problem(500, _STEP_FAILED))
-        lost = isinstance(error, torch.AcceleratorError)
-        if lost or not running or self._num_failed_steps >= MAX_FAILED_STEPS:
-            raise error
+        if isinstance(error, torch.OutOfMemoryError):
+            # What a step needs beyond the buffers made at the start grows with its tokens.
+            torch.cuda.empty_cache()
+            half = scheduler.max_num_batched_tokens // 2
+            scheduler.max_num_batched_tokens = max(scheduler.max_num_seqs, half)
+
+
+def _params_of(params: SamplingParams, index: int) -> SamplingParams:
+    """The settings of one of n completions; unchanged they need no second check."""
+    if params.n == 1 and params.seed is None:
+        return params
+    seed = None if params.seed is None else (params.seed + index) % 2**63
+    return replace(params, n=1, seed=seed)
 
 
 def _generations(sequences: Iterable[_Sequence]) -> list[Generation]:

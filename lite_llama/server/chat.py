@@ -32,7 +32,14 @@ from lite_llama.server.protocol import (
 )
 from lite_llama.server.service import Caller, Service
 from lite_llama.text.grammar import GrammarSpec, json_schema_spec, regex_spec
-from lite_llama.text.tags import JsonCalls, ReasoningSplitter, TaggedCalls, ToolCall
+from lite_llama.text.tags import (
+    CallPart,
+    JsonCalls,
+    ReasoningSplitter,
+    TaggedCalls,
+    ToolCall,
+    join_calls,
+)
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MAX_KWARGS_BYTES, _MAX_KWARGS_DEPTH = 16 << 10, 16
@@ -52,7 +59,7 @@ class Delta:
     index: int
     content: str = ""
     reasoning: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
+    calls: list[CallPart] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
 
@@ -450,14 +457,17 @@ def _delta_events(writer: ChatWriter, delta: Delta, num_calls: list[int]) -> Ite
     described = writer.described(delta.logprobs) if delta.logprobs else None
     if fields or described:
         yield writer.chunk(delta.index, fields, None, described)
-    for call in delta.calls:
-        number = num_calls[delta.index]
-        num_calls[delta.index] += 1
-        function = {"name": call.name, "arguments": ""}
-        opening = {"index": number, "id": call_id(), "type": "function", "function": function}
-        yield writer.chunk(delta.index, {"tool_calls": [opening]}, None)
-        arguments = {"index": number, "function": {"arguments": call.arguments}}
-        yield writer.chunk(delta.index, {"tool_calls": [arguments]}, None)
+    for part in delta.calls:
+        if part.name is not None:
+            function = {"name": part.name, "arguments": ""}
+            opening = {"index": num_calls[delta.index], "id": call_id(), "type": "function"}
+            yield writer.chunk(
+                delta.index, {"tool_calls": [opening | {"function": function}]}, None
+            )
+            num_calls[delta.index] += 1
+        arguments = {"arguments": part.arguments}
+        further = {"index": num_calls[delta.index] - 1, "function": arguments}
+        yield writer.chunk(delta.index, {"tool_calls": [further]}, None)
     if delta.finish_reason is not None:
         yield writer.chunk(delta.index, {}, delta.finish_reason)
 
@@ -480,17 +490,20 @@ class Gathered:
 
 async def gather(under_way: Answer) -> list[Gathered]:
     """Every choice of an answer, when it has ended."""
-    parts: list[tuple[list[str], list[str]]] = [([], []) for _ in under_way.readers]
+    parts: list[tuple[list[str], list[str], list[CallPart]]] = [
+        ([], [], []) for _ in under_way.readers
+    ]
     choices = [Gathered() for _ in under_way.readers]
     async for delta in under_way.deltas():
         choice = choices[delta.index]
         parts[delta.index][0].append(delta.content)
         parts[delta.index][1].append(delta.reasoning)
-        choice.calls += delta.calls
+        parts[delta.index][2].extend(delta.calls)
         choice.logprobs += delta.logprobs
         choice.finish_reason = delta.finish_reason
-    for choice, (content, reasoning) in zip(choices, parts, strict=True):
+    for choice, (content, reasoning, calls) in zip(choices, parts, strict=True):
         choice.content, choice.reasoning = "".join(content), "".join(reasoning)
+        choice.calls = join_calls(calls)
     return choices
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -27,14 +28,13 @@ class CompletionWriter:
     service: Service
     request: CompletionRequest
     model: str
-    id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
+    base: dict[str, Any] = field(init=False)  # the fields that every object has
 
-    def base(self) -> dict[str, Any]:
-        """The fields that every object has."""
-        return {
-            "id": self.id,
+    def __post_init__(self) -> None:
+        self.base = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
-            "created": self.service.now(),
+            "created": int(time.time()),
             "model": self.model,
         }
 
@@ -114,7 +114,7 @@ async def complete(writer: CompletionWriter, caller: Caller) -> dict[str, Any]:
         for index, choice in enumerate(choices):
             choice["index"] = index
         generations = [each.generation for each in prompts]
-        return {**writer.base(), "choices": choices, "usage": service.usage(generations)}
+        return {**writer.base, "choices": choices, "usage": service.usage(generations)}
 
 
 async def _exhaust(generation: Generation) -> None:
@@ -149,20 +149,28 @@ async def stream(writer: CompletionWriter, caller: Caller) -> AsyncGenerator[byt
     """The events of a streamed completion, [DONE] included."""
     service, request = writer.service, writer.request
     async with _started(writer, caller) as prompts:
-        offsets = [0] * (len(prompts) * prompts[0].generation.job.params.n)
-        async for number, chunk in _merged([each.generation for each in prompts]):
+        num_completions = prompts[0].generation.job.params.n
+        offsets = [0] * (len(prompts) * num_completions)
+        is_plain = request.logprobs is None and not request.echo
+        generations = [each.generation for each in prompts]
+        merged = _alone(generations[0]) if len(generations) == 1 else _merged(generations)
+        async for number, chunk in merged:
             started = prompts[number]
-            index = number * started.generation.job.params.n + chunk.index
-            choice = _piece(writer, started, chunk, offsets, index)
+            index = number * num_completions + chunk.index
+            if is_plain:
+                choice = {"index": index, "text": chunk.text, "logprobs": None}
+                choice["finish_reason"] = chunk.finish_reason
+            else:
+                choice = _described(writer, started, chunk, offsets, index)
             if choice["text"] or choice["logprobs"] or choice["finish_reason"]:
-                yield data_event({**writer.base(), "choices": [choice]})
+                yield data_event({**writer.base, "choices": [choice]})
         if request.stream_options is not None and request.stream_options.include_usage:
             usage = service.usage([each.generation for each in prompts])
-            yield data_event({**writer.base(), "choices": [], "usage": usage})
+            yield data_event({**writer.base, "choices": [], "usage": usage})
     yield b"data: [DONE]\n\n"
 
 
-def _piece(
+def _described(
     writer: CompletionWriter, started: _Started, chunk: TextChunk, offsets: list[int], index: int
 ) -> dict[str, Any]:
     request, tokenizer = writer.request, writer.service.llm.tokenizer
@@ -185,6 +193,13 @@ def _piece(
         "logprobs": described,
         "finish_reason": chunk.finish_reason,
     }
+
+
+async def _alone(generation: Generation) -> AsyncIterator[tuple[int, TextChunk]]:
+    """`_merged` of one, without its queue and tasks."""
+    async for chunks in generation:
+        for chunk in chunks:
+            yield 0, chunk
 
 
 async def _merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, TextChunk]]:

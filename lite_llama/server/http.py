@@ -151,7 +151,10 @@ class EventStream(Response):
         pinger = asyncio.create_task(self._ping(send))
         try:
             async for event in self.events:
-                await self._send(send, event)
+                if not self._started:
+                    await self._start(send)
+                self._quiet = False
+                await send({"type": "http.response.body", "body": event, "more_body": True})
             await self._send(send, b"", more=False)
         except Problem as problem:
             if self._started:
@@ -162,16 +165,14 @@ class EventStream(Response):
             pinger.cancel()
             await self.events.aclose()
 
+    async def _start(self, send: Send) -> None:
+        self._started = True
+        status, headers = self.status_code, self.raw_headers
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         if not self._started:
-            self._started = True
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": self.status_code,
-                    "headers": self.raw_headers,
-                }
-            )
+            await self._start(send)
         self._quiet = False
         await send({"type": "http.response.body", "body": body, "more_body": more})
 

@@ -22,7 +22,7 @@ from lite_llama.server.protocol import (
     Tool,
 )
 from lite_llama.server.service import Caller, Service
-from lite_llama.text.tags import ToolCall
+from lite_llama.text.tags import CallPart, read_arguments
 
 
 class Block(Struct, kw_only=True):
@@ -170,6 +170,7 @@ class MessagesWriter:
         default_factory=lambda: {"stop_reason": None, "stop_sequence": None}
     )
     _is_open: bool = False
+    _arguments: list[str] = field(default_factory=list)  # of the call being written
 
     def message(self, under_way: Answer) -> dict[str, Any]:
         """The message object as it is now."""
@@ -204,9 +205,8 @@ class MessagesWriter:
             yield from self._text("thinking", delta.reasoning)
         if delta.content:
             yield from self._text("text", delta.content)
-        for call in delta.calls:
-            yield from self.close_block()
-            yield from self._call(call)
+        for part in delta.calls:
+            yield from self._call(part)
         if delta.finish_reason is not None:
             self.end = _end(delta.finish_reason, under_way)
 
@@ -215,30 +215,33 @@ class MessagesWriter:
         if self._is_open:
             self._is_open = False
             yield self.event("content_block_stop", index=len(self.content) - 1)
+            if self.content[-1]["type"] == "tool_use":
+                self.content[-1]["input"] = read_arguments("".join(self._arguments))
 
     def _text(self, kind: str, text: str) -> Iterator[bytes]:
         if not self._is_open or self.content[-1]["type"] != kind:
-            yield from self.close_block()
-            self._is_open = True
-            block = {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {})
-            self.content.append(block)
-            yield self.event(
-                "content_block_start", index=len(self.content) - 1, content_block=block
-            )
+            signature = {"signature": ""} if kind == "thinking" else {}
+            yield from self._open({"type": kind, kind: "", **signature})
         self.content[-1][kind] += text
-        delta = {"type": f"{kind}_delta", kind: text}
-        yield self.event("content_block_delta", index=len(self.content) - 1, delta=delta)
+        yield self._delta({"type": f"{kind}_delta", kind: text})
 
-    def _call(self, call: ToolCall) -> Iterator[bytes]:
-        block: dict[str, Any] = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}"}
-        block |= {"name": call.name, "input": {}}
+    def _call(self, part: CallPart) -> Iterator[bytes]:
+        if part.name is not None:
+            block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}"}
+            yield from self._open({**block, "name": part.name, "input": {}})
+            self._arguments = []
+        self._arguments.append(part.arguments)
+        yield self._delta({"type": "input_json_delta", "partial_json": part.arguments})
+
+    def _open(self, block: dict[str, Any]) -> Iterator[bytes]:
+        yield from self.close_block()
+        self._is_open = True
         self.content.append(block)
         index = len(self.content) - 1
         yield self.event("content_block_start", index=index, content_block=block)
-        delta = {"type": "input_json_delta", "partial_json": call.arguments}
-        yield self.event("content_block_delta", index=index, delta=delta)
-        yield self.event("content_block_stop", index=index)
-        block["input"] = json.loads(call.arguments)
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return self.event("content_block_delta", index=len(self.content) - 1, delta=delta)
 
 
 def _end(reason: str, under_way: Answer) -> dict[str, Any]:
@@ -256,6 +259,8 @@ async def complete(writer: MessagesWriter, caller: Caller) -> dict[str, Any]:
         async for delta in under_way.deltas():
             for _ in writer.add(delta, under_way):
                 pass
+        for _ in writer.close_block():
+            pass
         return writer.message(under_way)
 
 

@@ -1,11 +1,18 @@
 """Prometheus metrics, with vLLM's names behind our prefix; gauges are read when scraped."""
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -27,14 +34,14 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of served requests.")
-        self._generated = self._counter("generation_tokens", "Tokens generated.")
         self._finished = self._counter(
             "request_success", "Sequences that ended, by reason.", ("finished_reason",)
         )
         self.shed = self._counter("requests_shed", "Requests refused because the queue was full.")
         self.http = self._counter("http_requests", "Answers by route and status.", ("path", "code"))
         self._ttft = self._histogram("time_to_first_token_seconds", "Arrival to first token.")
-        self._itl = self._histogram(
+        self.generated = self._counter("generation_tokens", "Tokens generated.")
+        self.inter_token = self._histogram(
             "inter_token_latency_seconds", "Time between two tokens of a sequence.", _SHORT_S
         )
         self.end_to_end = self._histogram("e2e_request_latency_seconds", "Arrival to last token.")
@@ -54,12 +61,6 @@ class Metrics:
         """A sequence has its first token."""
         self._ttft.observe(waited_s)
         self._prompt_tokens.inc(num_prompt_tokens)
-        self._generated.inc()
-
-    def token(self, waited_s: float) -> None:
-        """A sequence has its next token."""
-        self._itl.observe(waited_s)
-        self._generated.inc()
 
     def finished(self, reason: "FinishReason") -> None:
         """A sequence has ended."""
@@ -72,8 +73,30 @@ class Metrics:
     def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _LONG_S) -> Histogram:
-        return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str, bounds: tuple[float, ...] = _LONG_S) -> "Durations":
+        histogram = Durations(PREFIX + name, text, bounds)
+        self.registry.register(histogram)
+        return histogram
+
+
+class Durations(Collector):
+    """A histogram of seconds that one thread writes, without a lock: one observation a token."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self._name, self._text, self._bounds = name, text, bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum_s = 0.0
+
+    def observe(self, duration_s: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(self._bounds, duration_s)] += 1
+        self._sum_s += duration_s
+
+    def collect(self) -> Iterable[Metric]:
+        """The histogram, as it is now."""
+        names = [*(str(bound) for bound in self._bounds), "+Inf"]
+        buckets = list(zip(names, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets, self._sum_s)
 
 
 class _EngineFigures(Collector):

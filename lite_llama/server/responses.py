@@ -24,7 +24,7 @@ from lite_llama.server.protocol import (
     Tool,
 )
 from lite_llama.server.service import Caller, Service
-from lite_llama.text.tags import ToolCall
+from lite_llama.text.tags import CallPart
 
 
 class FlatTool(Struct):
@@ -217,9 +217,8 @@ class ResponsesWriter:
             yield from self._text("reasoning", "reasoning_text", delta.reasoning)
         if delta.content:
             yield from self._text("message", "output_text", delta.content)
-        for call in delta.calls:
-            yield from self.close_item()
-            yield from self._call(call)
+        for part in delta.calls:
+            yield from self._call(part)
 
     def close_item(self) -> Iterator[bytes]:
         """Complete the item being written, if there is one."""
@@ -228,10 +227,14 @@ class ResponsesWriter:
         self._is_open = False
         item = self.output[-1]
         item["status"] = "completed"
-        [part] = item["content"]
-        place = self._place()
-        yield self.event(f"response.{part['type']}.done", text=part["text"], logprobs=[], **place)
-        yield self.event("response.content_part.done", part=part, **place)
+        if item["type"] == "function_call":
+            said = {name: item[name] for name in ("arguments", "name")}
+            yield self.event("response.function_call_arguments.done", **said, **self._item_place())
+        else:
+            [part] = item["content"]
+            said = {"text": part["text"], "logprobs": []}
+            yield self.event(f"response.{part['type']}.done", **said, **self._place())
+            yield self.event("response.content_part.done", part=part, **self._place())
         yield self.event("response.output_item.done", output_index=len(self.output) - 1, item=item)
 
     def _text(self, kind: str, part_kind: str, text: str) -> Iterator[bytes]:
@@ -258,22 +261,27 @@ class ResponsesWriter:
         item["content"].append(part)
         yield self.event("response.content_part.added", part=part, **self._place())
 
-    def _call(self, call: ToolCall) -> Iterator[bytes]:
-        item = {"id": f"fc_{secrets.token_hex(12)}", "type": "function_call"}
-        item |= {"call_id": call_id(), "name": call.name, "arguments": "", "status": "in_progress"}
-        self.output.append(item)
-        index = len(self.output) - 1
-        yield self.event("response.output_item.added", output_index=index, item=item)
-        item |= {"arguments": call.arguments, "status": "completed"}
-        place = {"output_index": index, "item_id": item["id"]}
-        kind = "response.function_call_arguments"
-        yield self.event(f"{kind}.delta", delta=call.arguments, **place)
-        yield self.event(f"{kind}.done", arguments=call.arguments, name=call.name, **place)
-        yield self.event("response.output_item.done", output_index=index, item=item)
+    def _call(self, part: CallPart) -> Iterator[bytes]:
+        if part.name is not None:
+            yield from self.close_item()
+            self._is_open = True
+            item = {"id": f"fc_{secrets.token_hex(12)}", "type": "function_call"}
+            item |= {"call_id": call_id(), "name": part.name, "arguments": ""}
+            self.output.append(item | {"status": "in_progress"})
+            yield self.event(
+                "response.output_item.added",
+                output_index=len(self.output) - 1,
+                item=self.output[-1],
+            )
+        self.output[-1]["arguments"] += part.arguments
+        kind = "response.function_call_arguments.delta"
+        yield self.event(kind, delta=part.arguments, **self._item_place())
+
+    def _item_place(self) -> dict[str, Any]:
+        return {"output_index": len(self.output) - 1, "item_id": self.output[-1]["id"]}
 
     def _place(self) -> dict[str, Any]:
-        index = len(self.output) - 1
-        return {"output_index": index, "content_index": 0, "item_id": self.output[-1]["id"]}
+        return {"content_index": 0, **self._item_place()}
 
     def _usage(self, under_way: Answer) -> dict[str, Any]:
         usage = self.service.usage([under_way.generation])

@@ -137,6 +137,7 @@ def create_server(
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nothing asks for a client's address
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(_CLOSE_S),
             ssl_certfile=config.ssl_certfile,

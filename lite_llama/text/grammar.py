@@ -6,14 +6,18 @@ bounded in number and in bytes. A grammar that breaks while it runs ends its own
 """
 
 import asyncio
+import functools
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+import numpy as np
+from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import fill_next_token_bitmask_par
+from numpy.typing import NDArray
 
 from lite_llama.errors import RequestError
 from lite_llama.text.tokenizer import Tokenizer
@@ -121,25 +125,27 @@ def _check_keywords(node: dict[str, Any], param: str) -> None:
 class Matcher:
     """One answer under a grammar (the engine's `Grammar`)."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
-        self._num_bytes = -(-vocab_size // 8)
 
-    def mask(self) -> bytes:
-        """The tokens allowed next: token i is bit i % 8 of byte i // 8."""
-        bits: bytes = self._matcher.compute_bitmask()
-        self._check()
-        # A model's vocabulary is often padded beyond its tokenizer's; padding is never allowed.
-        return bits[: self._num_bytes].ljust(self._num_bytes, b"\0")
+    @staticmethod
+    def fill_masks(grammars: "Mapping[int, Matcher]", words: NDArray[np.int32]) -> dict[int, str]:
+        """See `Grammar.fill_masks`. Rows are computed side by side, without the GIL."""
+        rows = [(grammar._matcher, row) for row, grammar in grammars.items()]
+        fill_next_token_bitmask_par(_executor(), rows, words)
+        return {row: matcher.get_error() for matcher, row in rows if matcher.is_error()}
 
     def accept(self, token_id: int) -> None:
         """Go on behind `token_id`; RuntimeError if the grammar cannot."""
         self._matcher.consume_token(token_id)
-        self._check()
-
-    def _check(self) -> None:
         if self._matcher.is_error():
             raise RuntimeError(self._matcher.get_error())
+
+
+@functools.cache
+def _executor() -> LLExecutor:
+    """The threads that compute masks; made when the first one is needed."""
+    return LLExecutor()
 
 
 class GrammarCompiler:
@@ -172,7 +178,7 @@ class GrammarCompiler:
         else:
             self._cache.move_to_end(spec)
         found = kept
-        return lambda: Matcher(found.deep_copy(), self._vocab_size)
+        return lambda: Matcher(found.deep_copy())
 
     async def _compile_in_time(self, spec: GrammarSpec) -> LLMatcher:
         param = "regex" if spec.kind == "regex" else "response_format"
@@ -206,7 +212,7 @@ class GrammarCompiler:
     def _tokens(self) -> LLTokenizer:
         if self._ll_tokenizer is None:
             self._ll_tokenizer = LLTokenizer(
-                TokenizerWrapper(_Vocabulary(self._tokenizer, self._eos_ids[0])),
+                TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab_size, self._eos_ids[0])),
                 eos_token=self._eos_ids,
             )
         return self._ll_tokenizer
@@ -224,13 +230,18 @@ def _size(spec: GrammarSpec) -> int:
 
 
 class _Vocabulary:
-    """A Tokenizer in the shape that llguidance reads."""
+    """A Tokenizer in the shape that llguidance reads.
 
-    def __init__(self, tokenizer: Tokenizer, eos_id: int) -> None:
-        ids = range(tokenizer.vocab_size)
+    A model's vocabulary is often padded beyond its tokenizer's: padding has no bytes, and is never
+    allowed.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_id: int) -> None:
+        ids = range(min(vocab_size, tokenizer.vocab_size))
         self.eos_token_id = eos_id
         self.bos_token_id = tokenizer.bos_id
         self.tokens = [tokenizer.token_bytes(index) for index in ids]
+        self.tokens += [b""] * (vocab_size - len(ids))
         self.special_token_ids = [index for index in ids if tokenizer.is_special(index)]
         self._tokenizer = tokenizer
 

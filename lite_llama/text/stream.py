@@ -31,10 +31,13 @@ class IncrementalDetokenizer:
 
     def push(self, ids: Sequence[int]) -> str:
         """Return the text that `ids` add; bytes of an unfinished character are held back."""
+        tokenizer = self._tokenizer
         data = b"".join(
-            self._tokenizer.token_bytes(index)
-            for index in ids
-            if not (self._skip_special_tokens and self._tokenizer.is_special(index))
+            [
+                tokenizer.token_bytes(index)
+                for index in ids
+                if not (self._skip_special_tokens and tokenizer.is_special(index))
+            ]
         )
         if self._drops_space and data:
             data = data.removeprefix(b" ")
@@ -68,6 +71,8 @@ class StopStrings:
     def push(self, text: str) -> tuple[str, bool]:
         """Return the text that can no longer become part of a stop string, and whether one was
         found: then the text before it, and nothing from then on."""
+        if not self._stops:
+            return text, False
         if self._stopped:
             return "", True
         pending = self._held + text

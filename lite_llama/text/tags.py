@@ -5,12 +5,20 @@ time. What a model wrote is only ever read as JSON.
 """
 
 import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 _THINK, _END_THINK = "<think>", "</think>"
 _CALL, _END_CALL = "<tool_call>", "</tool_call>"
+# How a call begins whose arguments can be handed on as they come, and how far that is looked for.
+_HEAD = re.compile(
+    r'\s*\[?\s*\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
+_MAX_HEAD = 256
+# What may stand between two calls.
+_SEPARATORS = " \t\r\n;,]"
 # So much white space before a tag, or an answer in JSON, belongs to it.
 _MAX_SPACE = 64
 
@@ -98,10 +106,110 @@ class ReasoningSplitter:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A call that the model asks for; `arguments` is a JSON object as text."""
+    """A call that the model asks for; `arguments` is a JSON object as the model wrote it."""
 
     name: str
     arguments: str
+
+
+@dataclass(frozen=True)
+class CallPart:
+    """A piece of a call as it is written. The first has the name; all have arguments to append."""
+
+    name: str | None
+    arguments: str
+
+
+def join_calls(parts: Iterable[CallPart]) -> list[ToolCall]:
+    """The calls that pieces make."""
+    calls: list[tuple[str, list[str]]] = []
+    for part in parts:
+        if part.name is not None:
+            calls.append((part.name, []))
+        calls[-1][1].append(part.arguments)
+    return [ToolCall(name, "".join(arguments)) for name, arguments in calls]
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """A call's arguments as an object; empty if the model wrote, or was cut off in, no JSON."""
+    value = _parse(text)
+    return value if isinstance(value, dict) else {}
+
+
+class _ObjectEnd:
+    """Finds where a JSON object ends in a text that comes in pieces, `depth` braces deep."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._in_string = self._is_escaped = False
+
+    def push(self, text: str) -> int | None:
+        """How much of `text` belongs to the object; None if all does and there is more."""
+        for index, char in enumerate(text):
+            if self._is_escaped:
+                self._is_escaped = False
+            elif self._in_string:
+                self._is_escaped = char == "\\"
+                self._in_string = char != '"'
+            elif char == '"':
+                self._in_string = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    return index + 1
+        return None
+
+
+class _CallReader:
+    """Reads one call in JSON piece by piece.
+
+    Arguments are handed on as they come once the name, in front of them, is known to be a tool's.
+    Else (arguments first, or none, or a string) `text` is kept, to be read when it is complete.
+    """
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+        self._kept: list[str] = []
+        self._head: str | None = ""  # what may still become the beginning of a call
+        self._arguments: _ObjectEnd | None = None
+        self._rest: _ObjectEnd | None = None
+
+    @property
+    def text(self) -> str:
+        """All that has been read, if it is not known to be a call."""
+        return "".join(self._kept)
+
+    def push(self, text: str) -> tuple[list[CallPart], str | None]:
+        """Pieces of the call, and what follows it once it has ended."""
+        name = None
+        if self._arguments is None:
+            self._kept.append(text)
+            name, text = self._open(text)
+            if name is None:
+                return [], None
+            self._kept, self._arguments = [], _ObjectEnd(0)
+        parts: list[CallPart] = []
+        if self._rest is None:
+            end = self._arguments.push(text)
+            parts.append(CallPart(name, text[:end]))
+            if end is None:
+                return parts, None
+            self._rest, text = _ObjectEnd(1), text[end:]
+        end = self._rest.push(text)
+        return parts, None if end is None else text[end:]
+
+    def _open(self, text: str) -> tuple[str | None, str]:
+        """The call's name, when its arguments begin, and the text from there on."""
+        if self._head is None:
+            return None, ""
+        head = self._head + text
+        found = _HEAD.match(head)
+        if found is not None and found[1] in self._names:
+            return found[1], head[found.end() :]
+        self._head = head if found is None and len(head) < _MAX_HEAD else None
+        return None, ""
 
 
 class TaggedCalls:
@@ -110,46 +218,60 @@ class TaggedCalls:
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
         self._finder = TagFinder(_CALL)
-        self._body: list[str] | None = None  # of the call being read
+        self._reader: _CallReader | None = None  # of the call being read
+        self._is_call = False
         self._space = ""  # before a tag, it is part of the tag
         self.num_calls = 0
 
-    def push(self, text: str) -> tuple[str, list[ToolCall]]:
-        """The content and the complete calls that `text` adds."""
+    def push(self, text: str) -> tuple[str, list[CallPart]]:
+        """The content and the pieces of calls that `text` adds."""
         content: list[str] = []
-        calls: list[ToolCall] = []
+        parts: list[CallPart] = []
         rest: str | None = text
         while rest is not None:
             before, rest = self._finder.push(rest)
-            if self._body is None:
+            if self._reader is None:
                 content.append(self._without_trailing_space(before))
                 if rest is not None:
-                    self._space, self._body, self._finder = "", [], TagFinder(_END_CALL)
+                    self._space, self._finder = "", TagFinder(_END_CALL)
+                    self._reader, self._is_call = _CallReader(self._names), False
                 continue
-            self._body.append(before)
+            self._read(before, parts)
             if rest is not None:
-                self._close("".join(self._body), _END_CALL, content, calls)
-                self._body, self._finder = None, TagFinder(_CALL)
-        return "".join(content), calls
+                self._close(_END_CALL, content, parts)
+                self._finder = TagFinder(_CALL)
+        return "".join(content), parts
 
-    def finish(self) -> tuple[str, list[ToolCall]]:
-        """The content and calls in what was held back."""
+    def finish(self) -> tuple[str, list[CallPart]]:
+        """The content and the pieces of calls in what was held back."""
         content: list[str] = []
-        calls: list[ToolCall] = []
+        parts: list[CallPart] = []
         held = self._finder.finish()
-        if self._body is not None:
-            self._close("".join(self._body) + held, "", content, calls)
+        if self._reader is not None:
+            self._read(held, parts)
+            self._close("", content, parts)
         elif not self.num_calls or held:
             content.append(self._space + held)
-        return "".join(content), calls
+        return "".join(content), parts
 
-    def _close(self, body: str, end: str, content: list[str], calls: list[ToolCall]) -> None:
+    def _read(self, text: str, parts: list[CallPart]) -> None:
+        if self._reader is not None and text:
+            found, _ = self._reader.push(text)
+            self._is_call = self._is_call or bool(found)
+            self.num_calls += _num_begun(found)
+            parts += found
+
+    def _close(self, end: str, content: list[str], parts: list[CallPart]) -> None:
+        body = "" if self._reader is None else self._reader.text
+        self._reader = None
+        if self._is_call:
+            return
         call = _read_call(_parse(body), self._names)
         if call is None:
             content.append(_CALL + body + end)
         else:
             self.num_calls += 1
-            calls.append(call)
+            parts.append(call)
 
     def _without_trailing_space(self, text: str) -> str:
         kept = text.rstrip()
@@ -162,42 +284,64 @@ class TaggedCalls:
 
 class JsonCalls:
     """Tool calls as Llama 3 writes them, or as a list that a grammar forced: an answer that is
-    JSON from its first character on. It is complete, and read, only at its end."""
+    JSON from its first character on. What is no call from its beginning is read at its end."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
-        self._held: list[str] | None = []
+        self._between = ""  # what stands before the value being read
+        self._reader: _CallReader | None = None
+        self._is_content = False
         self.num_calls = 0
 
-    def push(self, text: str) -> tuple[str, list[ToolCall]]:
-        """The content that `text` adds: nothing while it may be a call."""
-        if self._held is None:
-            return text, []
-        self._held.append(text)
-        if len(self._held) == 1 or not self._held[0].strip():
-            begun = "".join(self._held)
-            self._held = [begun]
-            start = begun.lstrip()[:1]
-            if start not in "{[" or (not start and len(begun) > _MAX_SPACE):
-                self._held = None
-                return begun, []
-        return "", []
+    def push(self, text: str) -> tuple[str, list[CallPart]]:
+        """The content and the pieces of calls that `text` adds: none while it may be either."""
+        parts: list[CallPart] = []
+        rest: str | None = text
+        while rest and not self._is_content:
+            if self._reader is None:
+                rest = self._begin(rest)
+                continue
+            found, rest = self._reader.push(rest)
+            parts += found
+            self.num_calls += _num_begun(found)
+            if rest is not None:
+                self._reader, self._between = None, ""
+        return rest or "", parts
 
-    def finish(self) -> tuple[str, list[ToolCall]]:
-        """The calls, or the text if it is none."""
-        text = "".join(self._held or ())
-        calls: list[ToolCall] = []
-        for value in _parse_several(text):
+    def finish(self) -> tuple[str, list[CallPart]]:
+        """The calls in what was held back, or its text if it is none."""
+        held = "" if self._reader is None else self._reader.text
+        text = self._between + held
+        if self._is_content or not held:
+            return ("" if self.num_calls else text), []
+        parts: list[CallPart] = []
+        for value in _parse_several(text.strip(_SEPARATORS) if self.num_calls else text):
             for each in value if isinstance(value, list) else [value]:
                 call = _read_call(each, self._names)
                 if call is None:
                     return text, []
-                calls.append(call)
-        self.num_calls = len(calls)
-        return ("" if calls else text), calls
+                parts.append(call)
+        self.num_calls += len(parts)
+        return ("" if parts else text), parts
+
+    def _begin(self, text: str) -> str:
+        """Find the next value: returns the text from it on, all of it if it is content."""
+        before = self._between + text
+        begun = before.lstrip(_SEPARATORS if self.num_calls else None)
+        self._between = "" if self.num_calls else before[: len(before) - len(begun)]
+        if begun.startswith(("{", "[")):
+            self._reader = _CallReader(self._names)
+        elif begun or len(self._between) > _MAX_SPACE:
+            self._is_content = True
+            return self._between + begun
+        return begun
 
 
-def _read_call(value: Any, names: Collection[str]) -> ToolCall | None:
+def _num_begun(parts: Iterable[CallPart]) -> int:
+    return sum(part.name is not None for part in parts)
+
+
+def _read_call(value: Any, names: Collection[str]) -> CallPart | None:
     if not isinstance(value, dict) or value.get("name") not in names:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
@@ -205,7 +349,7 @@ def _read_call(value: Any, names: Collection[str]) -> ToolCall | None:
         arguments = _parse(arguments)
     if not isinstance(arguments, dict):
         return None
-    return ToolCall(value["name"], json.dumps(arguments, ensure_ascii=False))
+    return CallPart(value["name"], json.dumps(arguments, ensure_ascii=False))
 
 
 def _refuse(name: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ import torch
 from lite_llama import EngineConfig, SamplingParams
 from lite_llama.engine.config import resolve
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.request import Grammar
 from lite_llama.models import decode_chain
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.loader import Precision, random_decoder
+from tests.engine.test_look_ahead import Near
 from tests.models.test_decode_chain import BASE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: no CUDA graphs")
@@ -35,12 +38,18 @@ def engine(decoder: Decoder, *, eager: bool, eos: Sequence[int] = ()) -> Engine:
     return Engine(decoder, resolve(asked, CONFIG), 64, frozenset(eos))
 
 
-def run(engine: Engine, params: Sequence[SamplingParams], *, late: int = 0) -> dict[str, list[int]]:
-    """Tokens by request; the last request joins after `late` steps."""
+def run(
+    engine: Engine,
+    params: Sequence[SamplingParams],
+    *,
+    late: int = 0,
+    grammar: Grammar | None = None,
+) -> dict[str, list[int]]:
+    """Tokens by request; the first has the grammar, the last request joins after `late` steps."""
     tokens: dict[str, list[int]] = {str(i): [] for i in range(len(params))}
     jobs = list(zip(tokens, PROMPTS[: len(params)], params, strict=True))
     for job in jobs[:-1] if late else jobs:
-        engine.add(*job)
+        engine.add(*job, grammar=grammar if job is jobs[0] else None)
     steps = 0
     while engine.has_requests:
         steps += 1
@@ -71,6 +80,31 @@ def test_seeded_draws_are_those_of_eager_steps(
     params = [replace(GREEDY, temperature=1.0, top_k=k, seed=k) for k in (0, 5, 40)]
     want = run(engine(decoder, eager=True), params)
     assert run(engine(decoder, eager=False), params) == want
+
+
+@pytest.mark.parametrize("late", [0, 7])
+def test_draws_that_wait_for_the_host_are_those_of_eager_steps(
+    decoder: Decoder, late: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_chain, "fits", lambda *_: False)
+    params = [
+        replace(GREEDY, ignore_eos=False, temperature=1.2, seed=7),
+        replace(GREEDY, frequency_penalty=0.8, repetition_penalty=1.4, max_tokens=31),
+        replace(GREEDY, logit_bias={5: 3.0, 900: 2.0}, temperature=1.0, seed=1, min_tokens=20),
+    ]
+    want = run(engine(decoder, eager=True), params, late=late, grammar=Near())
+    looking = engine(decoder, eager=False)
+    graphs = looking.runner.graphs
+    assert graphs is not None
+    launch, ahead = graphs.launch, []
+
+    def noting(requests: Any, positions: Any, tokens: Any, *, greedy: bool = False) -> Any:
+        ahead.append(isinstance(tokens, torch.Tensor))
+        return launch(requests, positions, tokens, greedy=greedy)
+
+    monkeypatch.setattr(graphs, "launch", noting)
+    assert run(looking, params, late=late, grammar=Near()) == want
+    assert sum(ahead) > 25
 
 
 def test_a_stop_token_ends_a_sequence_whose_next_step_is_under_way(decoder: Decoder) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lite_llama.errors import OperatorError
-from lite_llama.ops import SamplingRows, apply_penalties, sample, token_logprobs
+from lite_llama.ops import SamplingRows, apply_masks, apply_penalties, sample, token_logprobs
 from lite_llama.ops.sample import kernel, reference
 from lite_llama.ops.sample.launch import MAX_VOCAB, SampleLaunch, choose_launch
 from tests.ops.compare import (
@@ -199,6 +199,24 @@ def test_penalties_follow_the_definition(device: torch.device) -> None:
     assert same_bits(got[1], logits[1]), "neutral penalties must not touch the row"
 
 
+@pytest.mark.parametrize("vocab", [1, 31, 5000, 9001])
+def test_masks_ban_what_their_bits_leave_out(device: torch.device, vocab: int) -> None:
+    num_words = -(-vocab // 32)
+    logits = random(4, vocab, dtype=torch.float32, device=device)
+    words = torch.randint(-(2**31), 2**31, (4, num_words + 3), dtype=torch.int32)[:, :num_words]
+    words[1], words[2] = 0, -1
+    allowed = torch.tensor(
+        [[(int(row[i // 32]) >> i % 32) & 1 for i in range(vocab)] for row in words]
+    ).bool()
+    want = torch.where(allowed, logits.cpu(), float("-inf"))
+    for apply in (kernel.apply_masks, reference.apply_masks, apply_masks):
+        padded = torch.full((4, vocab + 5), 7.0, device=device)
+        padded[:, :vocab] = logits
+        apply(padded[:, :vocab], words.to(device))
+        assert torch.equal(padded[:, :vocab].cpu(), want)
+        assert (padded[:, vocab:] == 7.0).all(), "a row's neighbour was touched"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logprobs_match_log_softmax(device: torch.device, dtype: torch.dtype) -> None:
     logits = random(3, 9000, dtype=dtype, device=device, scale=5.0)
@@ -245,3 +263,7 @@ def test_calls_against_the_contract_name_the_argument(device: torch.device) -> N
     ones = torch.ones(2, device=device)
     with pytest.raises(OperatorError, match="presence has shape"):
         apply_penalties(logits, mask, counts.to(device), ones, ones[:1], ones)
+    with pytest.raises(OperatorError, match=r"words has shape \(2, 2\), expected \(2, 1\)"):
+        apply_masks(logits, torch.zeros(2, 2, dtype=torch.int32, device=device))
+    with pytest.raises(OperatorError, match=r"words has dtype torch.int64"):
+        apply_masks(logits, torch.zeros(2, 1, dtype=torch.int64, device=device))

@@ -139,6 +139,8 @@ ROWS: dict[str, Row] = {
             "constrained arguments valid in every case, streamed deltas rebuild",
             "test_a_required_tool_is_called_with_valid_arguments",
             "test_streamed_calls_rebuild_to_valid_json",
+            "test_constrained_arguments_stream_and_make_the_whole_call",
+            "test_free_arguments_stream_and_make_the_whole_call",
             "test_tagged_calls_are_found_wherever_the_text_is_cut",
         ),
         form(
@@ -299,6 +301,14 @@ ROWS: dict[str, Row] = {
         form(
             "RSS slope < 1 MB/h, file descriptors constant, 0 errors",
             "test_half_an_hour_of_mixed_load",
+        ),
+    ),
+    "L12-GPU": Row(
+        "nine minutes of mixed load, random weights in a 1B shape",
+        None,
+        form(
+            "RSS slope < 1 MB/h, GPU bytes and file descriptors constant, 0 errors (make gpu)",
+            "test_nine_minutes_of_mixed_load_on_a_gpu",
         ),
     ),
     "L13": Row(
@@ -472,6 +482,7 @@ _shortened: dict[str, str] = {}
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--clients", help="folders of row A11's executables (default: PATH)")
     parser.addoption("--soak-minutes", type=float, default=30.0, help="length of row L12")
+    parser.addoption("--gpu-soak-minutes", type=float, default=9.0, help="length of row L12-GPU")
 
 
 def _name(item: pytest.Item) -> str:

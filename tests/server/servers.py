@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -95,12 +96,15 @@ def wait_until(condition: Any, limit_s: float = 10.0) -> None:
 
 
 class ServerProcess:
-    """`lite-llama serve` as a process of its own."""
+    """`lite-llama serve` as a process of its own; `trust` is in its certificate, if it has one."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], log: Path, trust: ssl.SSLContext | None
+    ) -> None:
         self.process = process
         self.log = log
         self.url = ""
+        self._verify = trust or True
 
     @property
     def port(self) -> int:
@@ -122,13 +126,14 @@ class ServerProcess:
 
     def wait_ready(self) -> None:
         def has_address() -> bool:
-            found = re.search(r" on (http://\S+)", self.read_log())
+            found = re.search(r" on (https?://\S+)", self.read_log())
             assert self.process.poll() is None, self.read_log()
             self.url = found[1] if found else ""
             return bool(found)
 
         wait_until(has_address, 60)
-        wait_until(lambda: httpx.get(f"{self.url}/ready").status_code == 200)
+        with httpx.Client(verify=self._verify) as client:
+            wait_until(lambda: client.get(f"{self.url}/ready").status_code == 200)
 
 
 @contextmanager
@@ -137,6 +142,7 @@ def server_process(
     *flags: str,
     main: str = "lite_llama.cli",
     environment: dict[str, str] | None = None,
+    trust: ssl.SSLContext | None = None,
 ) -> Iterator[ServerProcess]:
     log = folder / "server.log"
     with log.open("wb") as stream:
@@ -146,7 +152,7 @@ def server_process(
             stderr=stream,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         )
-        server = ServerProcess(process, log)
+        server = ServerProcess(process, log, trust)
         try:
             server.wait_ready()
             yield server

@@ -2,13 +2,11 @@
 
 import asyncio
 import ctypes
-import random
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from lite_llama.bench.serve.workloads import Ask
 from lite_llama.engine.engine import Engine
 from lite_llama.llm import LLM
 from lite_llama.server.config import ServeConfig
+from tests.server import mixed_load
 from tests.server.servers import MODEL, LocalServer, server_process, wait_until
 from tests.server.test_faults import hold_a_round
 from tests.server.test_isolation import OUTSIDE, without_a_network
@@ -126,37 +125,12 @@ def test_sigterm_lets_50_streams_finish(tmp_path: Path) -> None:
 def test_half_an_hour_of_mixed_load(
     tmp_path: Path, pytestconfig: pytest.Config, record_property: Any
 ) -> None:
-    """L12: the slope is that of a straight line through what was read after a sixth of the time."""
+    """L12."""
     length_s = pytestconfig.getoption("--soak-minutes") * 60
     if length_s < 1800:
         record_property("shortened", f"{length_s / 60:.0f} of 30 minutes")
-    kinds: list[dict[str, Any]] = [
-        {},
-        {"stream": True},
-        {"n": 2},
-        {"regex": "[ab]{4}"},
-        {"logprobs": True, "top_logprobs": 3},
-        {"stop": ["the"], "temperature": 0},
-    ]
-    draw = random.Random(3)
-    marks: list[tuple[float, int, int]] = []
     with server_process(tmp_path, "--max-model-len", "512") as server:
-        process = psutil.Process(server.process.pid)
-        with httpx.Client(base_url=server.url, timeout=60) as client:
-            begun = time.monotonic()
-            while (elapsed := time.monotonic() - begun) < length_s:
-                messages = [{"role": "user", "content": f"Question {draw.random()}"}]
-                body = {"messages": messages, "max_tokens": 8, **draw.choice(kinds)}
-                answer = client.post("/v1/chat/completions", json=body)
-                assert answer.status_code == 200
-                if elapsed > length_s / 6:
-                    marks.append((elapsed, server.rss, process.num_fds()))
-    times, sizes, num_files = (np.array(column, float) for column in zip(*marks, strict=True))
-    slope = np.polyfit(times, sizes, 1)[0] * 3600
-    print(f"RSS {sizes[0] / 1e6:.1f} to {sizes[-1] / 1e6:.1f} MB: {slope / 1e6:+.2f} MB/h")
-    print(f"{len(marks)} requests, file descriptors {num_files.min():g} to {num_files.max():g}")
-    assert slope < 1e6
-    assert num_files.max() - num_files.min() <= 2
+        mixed_load.check_flat(mixed_load.load(server, length_s))
 
 
 def test_a_minute_of_idleness_costs_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from lite_llama.engine import sampler
 from lite_llama.engine.engine import Engine
@@ -185,6 +186,40 @@ def test_a_failed_step_fails_its_batch_and_the_next_request_works(
     assert "secret" not in failed.text
     assert server.chat("Hi", max_tokens=4).status_code == 200
     assert httpx.get(f"{server.url}/ready").status_code == 200
+
+
+def test_a_step_without_memory_fails_its_batch_and_the_next_ones_are_half_as_large(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, scheduler = sampler.sample, server.llm.engine.scheduler
+    failures = iter([True])
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        if next(failures, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(sampler, "sample", failing)
+    monkeypatch.setattr(scheduler, "max_num_batched_tokens", 100)
+    assert server.chat("Hi", max_tokens=4).status_code == 500
+    assert scheduler.max_num_batched_tokens == 50
+    answer = server.chat("word " * 120, max_tokens=4)
+    assert answer.status_code == 200
+    assert scheduler.max_num_batched_tokens == 50
+
+
+def test_a_lost_device_ends_the_engine_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    with LLM(device="cpu", max_model_len=256, num_blocks=32) as llm:
+        server = LocalServer(llm, ServeConfig())
+        monkeypatch.setattr(sampler, "sample", failing)
+        lost = server.chat("Hi", max_tokens=4)
+        assert lost.status_code == 503
+        assert lost.json()["error"]["type"] == "overloaded_error"
+        assert httpx.get(f"{server.url}/ready").status_code == 503
+        server.stop()
 
 
 def test_steps_that_keep_failing_end_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """TLS: `--ssl-certfile` and `--ssl-keyfile`, with a certificate made for the test."""
 
-import re
 import shutil
 import ssl
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 
 from lite_llama.errors import ConfigError
 from lite_llama.server.config import ServeConfig
-from tests.server.servers import wait_until
+from tests.server.servers import server_process
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
@@ -36,29 +35,20 @@ def test_a_client_that_trusts_the_certificate_is_answered_and_plain_http_is_not(
     tmp_path: Path,
 ) -> None:
     certificate, key = _certificate(tmp_path)
-    log = tmp_path / "server.log"
-    command = [sys.executable, "-m", "lite_llama.cli", "serve", "--port", "0", "--device", "cpu"]
-    flags = ["--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)]
-    with log.open("wb") as stream:
-        process = subprocess.Popen([*command, *flags], stdout=stream, stderr=stream)
-    try:
-        wait_until(lambda: re.search(r" on https://\S+", log.read_text()), 60)
-        url = re.search(r" on (https://\S+)", log.read_text())[1]  # type: ignore[index]
-        trusting = ssl.create_default_context(cafile=str(certificate))
-        with httpx.Client(verify=trusting, base_url=url, timeout=60) as client:
-            wait_until(lambda: client.get("/ready").status_code == 200)
+    flags = ("--ssl-certfile", str(certificate), "--ssl-keyfile", str(key))
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with server_process(tmp_path, *flags, trust=trusting) as server:
+        assert server.url.startswith("https://")
+        with httpx.Client(verify=trusting, base_url=server.url, timeout=60) as client:
             body = {"model": "any", "prompt": "Once", "max_tokens": 2, "temperature": 0}
             model = client.get("/v1/models").json()["data"][0]["id"]
             answer = client.post("/v1/completions", json=body | {"model": model})
             assert answer.status_code == 200
             assert answer.json()["usage"]["completion_tokens"] == 2
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
-            httpx.get(f"{url}/health")
+            httpx.get(f"{server.url}/health")
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"{url.replace('https', 'http')}/health")
-    finally:
-        process.kill()
-        process.wait(10)
+            httpx.get(f"{server.url.replace('https', 'http')}/health")
 
 
 def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:

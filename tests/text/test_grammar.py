@@ -9,8 +9,10 @@ import time
 from typing import Any
 
 import jsonschema
+import numpy as np
 import psutil
 import pytest
+from numpy.typing import NDArray
 
 from lite_llama.errors import RequestError
 from lite_llama.text import grammar
@@ -42,9 +44,17 @@ def start(compiler: GrammarCompiler, spec: GrammarSpec) -> Matcher:
     return asyncio.run(compiler.compile(spec))()
 
 
-def allowed(matcher: Matcher) -> list[int]:
-    bits = int.from_bytes(matcher.mask(), "little")
-    return [index for index in range(bits.bit_length()) if bits >> index & 1]
+def tokens_in(words: NDArray[np.int32]) -> list[int]:
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    found: list[int] = np.flatnonzero(bits).tolist()
+    return found
+
+
+def allowed(matcher: Matcher, vocab_size: int) -> list[int]:
+    words = np.full((1, -(-vocab_size // 32)), -1, dtype=np.int32)
+    if errors := Matcher.fill_masks({0: matcher}, words):
+        raise RuntimeError(errors[0])
+    return tokens_in(words[0])
 
 
 def draw(matcher: Matcher, tokenizer: Tokenizer, seed: int, limit: int) -> str | None:
@@ -52,14 +62,7 @@ def draw(matcher: Matcher, tokenizer: Tokenizer, seed: int, limit: int) -> str |
     chance = random.Random(seed)
     ids: list[int] = []
     for _ in range(limit):
-        bits = matcher.mask()
-        choices = [
-            8 * place + bit
-            for place, byte in enumerate(bits)
-            if byte
-            for bit in range(8)
-            if byte >> bit & 1
-        ]
+        choices = allowed(matcher, tokenizer.vocab_size)
         ending = [token for token in choices if token in (EOS, 0)]
         token = ending[0] if ending and chance.random() < 0.5 else chance.choice(choices)
         if token in (EOS, 0):
@@ -178,16 +181,20 @@ def test_a_regex_is_matched_by_every_answer(
 
 
 def test_the_mask_covers_the_models_vocabulary(tokenizer: Tokenizer) -> None:
-    wide = GrammarCompiler(tokenizer, tokenizer.vocab_size + 64, [EOS])
-    matcher = start(wide, regex_spec("a*", "regex"))
-    assert len(matcher.mask()) * 8 >= tokenizer.vocab_size + 64
-    assert max(allowed(matcher)) < tokenizer.vocab_size
+    for more in (1, 64):
+        wide = GrammarCompiler(tokenizer, tokenizer.vocab_size + more, [EOS])
+        plain = GrammarCompiler(tokenizer, tokenizer.vocab_size, [EOS])
+        for pattern in ("a*", "(?s:.*)"):
+            spec = regex_spec(pattern, "regex")
+            tokens = allowed(start(wide, spec), tokenizer.vocab_size + more)
+            assert tokens == allowed(start(plain, spec), tokenizer.vocab_size)
+            assert max(tokens) < tokenizer.vocab_size
 
 
 def test_control_tokens_are_never_text(compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
     matcher = start(compiler, regex_spec("(?s:.*)", "regex"))
     control = {index for index in range(tokenizer.vocab_size) if tokenizer.is_special(index)}
-    assert control & set(allowed(matcher)) <= {EOS, 0}
+    assert control & set(allowed(matcher, tokenizer.vocab_size)) <= {EOS, 0}
 
 
 def test_a_token_outside_the_grammar_is_an_error_of_its_matcher(
@@ -197,10 +204,13 @@ def test_a_token_outside_the_grammar_is_an_error_of_its_matcher(
     broken, sound = start(compiler, spec), start(compiler, spec)
     with pytest.raises(RuntimeError):
         broken.accept(tokenizer.encode("x")[0])
-    with pytest.raises(RuntimeError):
-        broken.mask()
     sound.accept(tokenizer.encode("7")[0])
-    assert allowed(sound)
+    words = np.full((4, -(-tokenizer.vocab_size // 32)), -1, dtype=np.int32)
+    errors = Matcher.fill_masks({3: broken, 1: sound}, words)
+    assert list(errors) == [3]
+    assert errors[3]
+    assert tokens_in(words[1]) == allowed(sound, tokenizer.vocab_size)
+    assert (words[[0, 2]] == -1).all(), "rows without a grammar are left alone"
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -246,7 +256,7 @@ HOSTILE: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("kind", "source"), HOSTILE, ids=lambda value: str(value)[:20])
 def test_hostile_grammars_end_within_a_second_or_are_refused(
-    compiler: GrammarCompiler, kind: str, source: Any
+    compiler: GrammarCompiler, tokenizer: Tokenizer, kind: str, source: Any
 ) -> None:
     """S2."""
     begun = time.perf_counter()
@@ -254,7 +264,7 @@ def test_hostile_grammars_end_within_a_second_or_are_refused(
         spec = regex_spec(source, "regex") if kind == "regex" else json_schema_spec(source, "x")
         matcher = start(compiler, spec)
         for _ in range(3):
-            choices = allowed(matcher)
+            choices = allowed(matcher, tokenizer.vocab_size)
             if choices[0] in (0, EOS):
                 break
             matcher.accept(choices[0])

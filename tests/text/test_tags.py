@@ -5,7 +5,15 @@ import time
 
 import pytest
 
-from lite_llama.text.tags import JsonCalls, ReasoningSplitter, TagFinder, TaggedCalls, ToolCall
+from lite_llama.text.tags import (
+    JsonCalls,
+    ReasoningSplitter,
+    TagFinder,
+    TaggedCalls,
+    ToolCall,
+    join_calls,
+    read_arguments,
+)
 
 NAMES = {"weather", "add"}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
@@ -30,7 +38,9 @@ def split(pieces: list[str], *, inside: bool = False) -> tuple[str, str]:
 
 def calls_of(parser: TaggedCalls | JsonCalls, pieces: list[str]) -> tuple[str, list[ToolCall]]:
     parts = [parser.push(piece) for piece in pieces] + [parser.finish()]
-    return "".join(part[0] for part in parts), [call for part in parts for call in part[1]]
+    return "".join(part[0] for part in parts), join_calls(
+        call for part in parts for call in part[1]
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -74,8 +84,24 @@ def test_reasoning_is_what_stands_between_think_tags(
         ),
         (
             '<tool_call>{"name":"add","arguments":{"x":NaN}}</tool_call>',
-            '<tool_call>{"name":"add","arguments":{"x":NaN}}</tool_call>',
+            "",
+            [ToolCall("add", '{"x":NaN}')],  # no JSON, but it was on its way to the client
+        ),
+        (
+            '<tool_call>{"arguments":{"x":NaN},"name":"add"}</tool_call>',
+            '<tool_call>{"arguments":{"x":NaN},"name":"add"}</tool_call>',
             [],
+        ),
+        (
+            '<tool_call>{"arguments": {"x": 1}, "name": "add"}</tool_call> done',
+            " done",
+            [ToolCall("add", '{"x": 1}')],
+        ),
+        ('<tool_call>{"name":"add","arguments":{"x', "", [ToolCall("add", '{"x')]),
+        (
+            '<tool_call>{"name": "add", "arguments": {"x": "}\\"{"}, "id": {"y": 2}}</tool_call>',
+            "",
+            [ToolCall("add", '{"x": "}\\"{"}')],
         ),
         (
             '<tool_call>{"name":"add","arguments":[1]}</tool_call>',
@@ -97,6 +123,22 @@ def test_tagged_calls_are_found_wherever_the_text_is_cut(
         ('{"name": "add", "parameters": {"x": 1}}', "", [ToolCall("add", '{"x": 1}')]),
         ('[{"name": "add", "arguments": {}}, {"name": "add"}]', "", [ToolCall("add", "{}")] * 2),
         ('\n {"name": "add"}; {"name": "add"}', "", [ToolCall("add", "{}")] * 2),
+        (
+            '[{"name": "add", "arguments": {"x": [1]}}, {"name": "add"}]',
+            "",
+            [ToolCall("add", '{"x": [1]}'), ToolCall("add", "{}")],
+        ),
+        (
+            '{"name": "add", "parameters": {"x": 1}}; {"name": "add", "parameters": {"x": 2}}',
+            "",
+            [ToolCall("add", '{"x": 1}'), ToolCall("add", '{"x": 2}')],
+        ),
+        (
+            '{"name": "add", "parameters": {"x": 1}} is what I call',
+            "is what I call",
+            [ToolCall("add", '{"x": 1}')],
+        ),
+        ('{"name": "add", "parameters": {"x": 1', "", [ToolCall("add", '{"x": 1')]),
         ('{"name": "other"}', '{"name": "other"}', []),
         ('{"name": "add", "arg', '{"name": "add", "arg', []),
         ("Sure: {}", "Sure: {}", []),
@@ -151,6 +193,27 @@ def test_a_tag_is_found_at_every_cut() -> None:
             assert (out, rest) == ("ab", "cd")
 
 
-def test_arguments_are_always_a_json_object() -> None:
-    _, calls = calls_of(TaggedCalls(NAMES), [CALL])
-    assert json.loads(calls[0].arguments) == {"city": "Köln"}
+@pytest.mark.parametrize(
+    ("parser", "before"),
+    [(TaggedCalls(NAMES), "<tool_call>\n"), (JsonCalls(NAMES), ""), (JsonCalls(NAMES), " [")],
+)
+def test_arguments_come_as_they_are_written(parser: TaggedCalls | JsonCalls, before: str) -> None:
+    arguments = json.dumps({"city": "Köln {", "days": list(range(40))}, ensure_ascii=False)
+    text = f'{before}{{"name": "weather", "arguments": {arguments}}}'
+    name, came = None, ""
+    for position, char in enumerate(text):
+        content, parts = parser.push(char)
+        assert not content
+        for part in parts:
+            name = part.name or name
+            came += part.arguments
+        written = text[: position + 1].partition('"arguments": ')[2]
+        assert came == written[: len(arguments)], "held back"
+    assert (name, came) == ("weather", arguments)
+    assert parser.finish() == ("", [])
+
+
+def test_arguments_that_are_no_json_object_are_read_as_none() -> None:
+    assert read_arguments('{"city": "Köln"}') == {"city": "Köln"}
+    for text in ('{"x": NaN}', '{"x', "[1]", "", "[" * 10_000):
+        assert read_arguments(text) == {}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lite_llama.bench.harness import Case
-from lite_llama.ops import SamplingRows, apply_penalties, sample, token_logprobs
+from lite_llama.ops import SamplingRows, apply_masks, apply_penalties, sample, token_logprobs
 
 _VOCAB = 128256
 
@@ -14,12 +14,17 @@ _VOCAB = 128256
 def cases(device: torch.device, dtype: torch.dtype) -> list[Case]:
     del dtype  # logits are float32
     if device.type != "cuda":
-        return [_draw(device, 2, 3000, 50, 0.9), _penalise(device, 2, 3000)]
+        return [
+            _draw(device, 2, 3000, 50, 0.9),
+            _penalise(device, 2, 3000),
+            _masks(device, 2, 3000),
+        ]
     return [
         *(_draw(device, rows, _VOCAB, 50, 0.9) for rows in (1, 8, 64, 256)),
         _draw(device, 8, _VOCAB, 0, 0.9),
         _draw(device, 8, _VOCAB, 0, 1.0),
         _penalise(device, 64, _VOCAB),
+        _masks(device, 64, _VOCAB),
         _logprobs(device, 64, _VOCAB),
     ]
 
@@ -88,6 +93,26 @@ def _penalise(device: torch.device, rows: int, vocab: int) -> Case:
         make_inputs=_logits(device, rows, vocab),
         contenders={"torch": plain, "lite_llama": ours},
         num_bytes=rows * vocab * (1 + 4),  # mask and counts; logits only where seen
+        in_place=True,
+    )
+
+
+def _masks(device: torch.device, rows: int, vocab: int) -> Case:
+    allowed = torch.rand(rows, vocab, device=device) < 0.01
+    shifts = torch.arange(32, device=device)
+    padded = torch.nn.functional.pad(allowed, (0, -vocab % 32)).view(rows, -1, 32).long()
+    words = (padded << shifts).sum(-1).int()
+
+    def plain(logits: Tensor) -> None:
+        bits = ((words[:, :, None] >> shifts) & 1).flatten(1)[:, :vocab]
+        logits.masked_fill_(bits == 0, float("-inf"))
+
+    return Case(
+        name=f"masks {rows}x{vocab}",
+        dtype=torch.float32,
+        make_inputs=_logits(device, rows, vocab),
+        contenders={"torch": plain, "lite_llama": lambda logits: apply_masks(logits, words)},
+        num_bytes=rows * vocab * 4 + words.numel() * 4,
         in_place=True,
     )
 

@@ -614,6 +614,25 @@ def _penalise(
 
 
 @triton.jit
+def _mask(
+    logits_ptr,
+    words_ptr,
+    logits_row_stride,
+    words_row_stride,
+    vocab,
+    splits,
+    BLOCK: tl.constexpr,
+):
+    row = (tl.program_id(0) // splits).to(tl.int64)
+    index = (tl.program_id(0) % splits) * BLOCK + tl.arange(0, BLOCK)
+    in_row = index < vocab
+    # 32 neighbours read one word: the cache serves them.
+    words = tl.load(words_ptr + row * words_row_stride + index // 32, mask=in_row, other=-1)
+    banned = ((words >> (index % 32)) & 1) == 0
+    tl.store(logits_ptr + row * logits_row_stride + index, float("-inf"), mask=banned & in_row)
+
+
+@triton.jit
 def _log_sum_of_piece(logits_ptr, partial_ptr, row_stride, vocab, splits, BLOCK: tl.constexpr):
     row = (tl.program_id(0) // splits).to(tl.int64)
     index = (tl.program_id(0) % splits) * BLOCK + tl.arange(0, BLOCK)
@@ -774,6 +793,22 @@ def apply_penalties(
         logits.stride(0),
         prompt_mask.stride(0),
         output_counts.stride(0),
+        vocab,
+        launch.splits,
+        BLOCK=launch.block,
+        num_warps=launch.num_warps,
+    )
+
+
+def apply_masks(logits: Tensor, words: Tensor) -> None:
+    """−inf where a row's bits say no, in place; at least one row."""
+    num_rows, vocab = logits.shape
+    launch = choose_launch(vocab)
+    _mask[(num_rows * launch.splits,)](
+        logits,
+        words,
+        logits.stride(0),
+        words.stride(0),
         vocab,
         launch.splits,
         BLOCK=launch.block,

@@ -117,6 +117,31 @@ def apply_penalties(
     reference.apply_penalties(logits, prompt_mask, output_counts, **strengths)
 
 
+def apply_masks(logits: Tensor, words: Tensor) -> None:
+    """Set the logits of tokens that a mask leaves out to −inf, in place.
+
+    logits float32 [num_rows, vocab]; words int32 [num_rows, ceil(vocab / 32)]: token i is allowed
+    if bit i % 32 of word i // 32 is set.
+    """
+    check(
+        logits.dtype == torch.float32, lambda: f"logits has dtype {logits.dtype}, expected float32"
+    )
+    _check_vocab(logits)
+    check(words.dtype == torch.int32, lambda: f"words has dtype {words.dtype}, expected int32")
+    check_shape("words", words, (logits.shape[0], -(-logits.shape[1] // 32)))
+    check_device("words", words, "logits", logits)
+    for name, x in (("logits", logits), ("words", words)):
+        check_unit_stride(name, x)
+    if logits.shape[0] == 0:
+        return
+    if logits.is_cuda:
+        from lite_llama.ops.sample import kernel
+
+        kernel.apply_masks(logits, words)
+        return
+    reference.apply_masks(logits, words)
+
+
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     """log softmax(logits) at `tokens`: logits [num_rows, vocab], tokens int64 [num_rows, m] ->
     float32 [num_rows, m]. Tokens must lie in [0, vocab); they are not checked on the device.

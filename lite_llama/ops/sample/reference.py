@@ -86,5 +86,10 @@ def apply_penalties(
     logits -= presence[:, None] * (output_counts > 0)
 
 
+def apply_masks(logits: Tensor, words: Tensor) -> None:
+    bits = (words[:, :, None] >> torch.arange(32, device=words.device)) & 1
+    logits.masked_fill_(bits.flatten(1)[:, : logits.shape[1]] == 0, float("-inf"))
+
+
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     return torch.log_softmax(logits.float(), dim=-1).gather(1, tokens.long())

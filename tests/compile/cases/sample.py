@@ -16,6 +16,9 @@ CASES = {
         _meta(8),
         _meta(8),
     ),
+    "masks 8x128256": lambda: kernel.apply_masks(
+        _meta(8, 128256), _meta(8, 4008, dtype=torch.int32)
+    ),
     "logprobs 8x128256 bf16": lambda: kernel.token_logprobs(
         _meta(8, 128256, dtype=torch.bfloat16), _meta(8, 20, dtype=torch.int64)
     ),

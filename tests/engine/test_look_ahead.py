@@ -1,0 +1,213 @@
+"""A step computed before the host has read the one before gives the tokens of plain steps.
+
+Recorded graphs need a GPU; here a stand-in computes what they would, so that the order of the
+engine's work is tested anywhere.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lite_llama import LLM, SamplingParams, ops
+from lite_llama.engine import engine as engine_module
+from lite_llama.engine.engine import Engine
+from lite_llama.engine.request import Request, StepOutput
+from lite_llama.engine.runner import Runner
+from lite_llama.models.inputs import ForwardBatch
+from tests.models import tiny
+
+PROMPTS = [tiny.token_ids(length, seed=length) for length in (5, 23, 1, 40)]
+
+
+class HostGraphs:
+    """`DecodeGraphs` without graphs: its result, too, is overwritten by the next launch."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._logits = torch.empty(0)
+        self.log: list[str] = []
+
+    def launch(
+        self,
+        requests: list[Request],
+        positions: list[int],
+        token_ids: list[int] | Tensor,
+        *,
+        greedy: bool = False,
+    ) -> Tensor:
+        is_ahead = isinstance(token_ids, Tensor)
+        self.log.append("compute ahead" if is_ahead else "compute")
+        size = self._runner.plan.block_size
+        places = zip(requests, positions, strict=True)
+        slots = [one.blocks[at // size] * size + at % size for one, at in places]
+        width = max(len(one.blocks) for one in requests)
+        table = [one.blocks + [0] * (width - len(one.blocks)) for one in requests]
+        inputs = ForwardBatch(
+            token_ids=torch.as_tensor(token_ids).clone(),
+            positions=torch.tensor(positions),
+            slot_mapping=torch.tensor(slots),
+            block_table=torch.tensor(table, dtype=torch.int32),
+            seq_lens=torch.tensor(positions, dtype=torch.int32) + 1,
+            cu_seqlens_q=torch.zeros(1, dtype=torch.int32),
+            logits_rows=None,
+            num_decode_seqs=len(requests),
+            max_q_len=0,
+        )
+        logits = self._runner.decoder.forward(inputs, self._runner.kv_cache)
+        if len(self._logits) < len(requests):
+            self._logits = torch.empty_like(logits)
+        out = self._logits[: len(requests)].copy_(logits)
+        return ops.argmax(out)[1] if greedy else out
+
+
+class Near:
+    """A grammar that depends on the token before: the next one lies within 40 of it, in a ring."""
+
+    def __init__(self, breaks_at: int | None = None) -> None:
+        self._allowed = set(range(0, tiny.VOCAB, 2))
+        self._left = breaks_at
+
+    @staticmethod
+    def fill_masks(grammars: dict[int, "Near"], words: Any) -> dict[int, str]:
+        for row, grammar in grammars.items():
+            words[row] = 0
+            for token in grammar._allowed:
+                words[row, token // 32] |= torch.tensor(1 << token % 32).int().item()
+        return {row: "broken" for row, grammar in grammars.items() if grammar._left == 0}
+
+    def accept(self, token_id: int) -> None:
+        assert token_id in self._allowed
+        self._allowed = {(token_id + step) % tiny.VOCAB for step in range(1, 40)}
+        if self._left is not None:
+            self._left -= 1
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_path: Path) -> Iterator[LLM]:
+    with LLM(tiny_path, dtype="float32", device="cpu", prefix_caching=False) as loaded:
+        yield loaded
+
+
+def sampling(**fields: Any) -> SamplingParams:
+    return SamplingParams(**{"temperature": 0.0, "max_tokens": 14, "ignore_eos": True, **fields})
+
+
+GREEDY = sampling()
+KINDS: dict[str, tuple[dict[str, Any], bool]] = {
+    "grammar": ({"ignore_eos": False}, True),
+    "seeded grammar": ({"ignore_eos": False, "temperature": 1.5, "seed": 3}, True),
+    "penalties": ({"repetition_penalty": 1.8, "frequency_penalty": 0.7}, False),
+    "logprobs": ({"logprobs": 3, "temperature": 1.0, "seed": 4}, False),
+    "min_tokens": ({"min_tokens": 8, "stop_token_ids": list(range(0, tiny.VOCAB, 5))}, False),
+    "logit_bias": ({"logit_bias": dict.fromkeys(range(20, 26), 4.0)}, False),
+    "seeded": ({"temperature": 1.3, "seed": 5, "top_k": 20}, False),
+    "greedy": ({}, False),
+}
+
+
+def run(
+    engine: Engine,
+    kinds: Sequence[str],
+    *,
+    breaks_at: int | None = None,
+    late: int = 0,
+    leaves: int = 0,
+) -> list[StepOutput]:
+    """Outputs by request; the last joins at step `late`, the first is aborted at step `leaves`."""
+    outputs: list[StepOutput] = []
+
+    def add(number: int) -> None:
+        fields, constrained = KINDS[kinds[number]]
+        params = sampling(**{**fields, "max_tokens": 14 - 3 * number})
+        grammar = Near(breaks_at) if constrained else None
+        engine.add(str(number), PROMPTS[number], params, grammar=grammar)
+
+    for number in range(len(kinds) - bool(late)):
+        add(number)
+    steps = 0
+    while engine.has_requests:
+        steps += 1
+        if steps == late:
+            add(len(kinds) - 1)
+        if steps == leaves:
+            engine.abort("0")
+        outputs += engine.step()
+    engine.scheduler.pool.check()
+    assert engine.scheduler.pool.num_used == 0
+    return sorted(outputs, key=lambda output: output.request_id)
+
+
+def both(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], **events: Any
+) -> tuple[list[StepOutput], list[StepOutput], HostGraphs]:
+    """What plain steps say, what steps that look ahead say, and what these did."""
+    plain = run(llm.engine, kinds, **events)
+    graphs = HostGraphs(llm.engine.runner)
+    monkeypatch.setattr(llm.engine.runner, "graphs", graphs)
+    return plain, run(llm.engine, kinds, **events), graphs
+
+
+def rounded(output: StepOutput) -> StepOutput:
+    if output.logprobs is None:
+        return output
+    rows = [replace(row, logprob=pytest.approx(row.logprob, abs=1e-4)) for row in output.logprobs]
+    return replace(output, logprobs=rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_computed_step_is_drawn_as_a_plain_one_is(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    plain, ahead, graphs = both(llm, monkeypatch, [kind, "greedy"])
+    assert ahead == plain
+    assert len({output.token_id for output in plain}) > 8
+    assert graphs.log.count("compute ahead") > 8
+
+
+@pytest.mark.parametrize(
+    "events", [{}, {"late": 5}, {"leaves": 5}, {"late": 3, "leaves": 4}, {"breaks_at": 4}], ids=str
+)
+def test_requests_of_every_kind_may_join_leave_and_break(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, events: dict[str, int]
+) -> None:
+    kinds = ["seeded grammar", "penalties", "grammar", "logprobs"]
+    plain, ahead, _ = both(llm, monkeypatch, kinds, **events)
+    # A sum is rounded as its batch's size says, and who ends or joins does so a step apart.
+    assert [rounded(output) for output in ahead] == plain
+    broken = [output.error for output in plain if output.finish_reason == "error"]
+    assert broken == (["broken"] * 2 if "breaks_at" in events else [])
+
+
+@pytest.mark.parametrize("kind", ["grammar", "penalties", "greedy"])
+def test_the_next_step_is_computed_before_this_ones_tokens_are_read(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    graphs = HostGraphs(llm.engine.runner)
+    monkeypatch.setattr(llm.engine.runner, "graphs", graphs)
+    wait = engine_module._ReadBack.wait
+
+    def noting(tokens: Any) -> list[int]:
+        graphs.log.append("read")
+        return wait(tokens)
+
+    monkeypatch.setattr(engine_module._ReadBack, "wait", noting)
+    outputs = run(llm.engine, [kind])
+    # The prompt's step is not a graph's; the last token's has no step behind it.
+    assert graphs.log == ["compute ahead", "read"] * (len(outputs) - 1) + ["read"]
+
+
+def test_a_stop_token_ends_a_constrained_sequence_whose_next_step_is_computed(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llm.engine.runner, "graphs", HostGraphs(llm.engine.runner))
+    free = [output.token_id for output in run(llm.engine, ["grammar"])]
+    stop = free[5]
+    monkeypatch.setattr(llm.engine, "eos_token_ids", frozenset({stop}))
+    stopped = run(llm.engine, ["grammar"])
+    assert [output.token_id for output in stopped] == free[: free.index(stop) + 1]
+    assert stopped[-1].finish_reason == "stop"
