@@ -87,7 +87,7 @@ def run(preset: str, prompt_len: int, folder: Path) -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         plain = pool.submit(plain_step_us, preset, prompt_len).result()
     sites, stamps, stamped = record(preset, prompt_len)
-    print(f"{preset}, {prompt_len} tokens and more, one sequence; host: {stamped:.1f} us a step")
+    print(f"{preset}, {prompt_len} tokens and more, one sequence: {stamped:.1f} us a step")
     print(f"({plain:.1f} without stamps); {len(stamps)} stamps")
     steps = split_steps(group(stamps), sites)
     print(summary(steps, sites))
@@ -124,7 +124,8 @@ def record(preset: str, prompt_len: int) -> tuple[list[Site], Tensor, float]:
 
 def step_us(engine: Engine, prompt_len: int) -> float:
     """Microseconds a steady decode step of one sequence, as the host sees it."""
-    engine.add("0", [7] * prompt_len, SamplingParams(temperature=0.0, ignore_eos=True))
+    params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
+    engine.add("0", [7] * prompt_len, params)
     for _ in range(_WARM_STEPS):
         engine.step()
     begin = time.perf_counter()

@@ -1,6 +1,6 @@
 """Print, as JSON, what stamps add to the chain's kernels: `python -m tests.compile.stamped_chain`.
 
-{case: {"clock": reads of the clock before and after the wait, "loads": as in chain_order, "stored":
+{case: {"clock": reads of the clock before and after the wait, "order": as in chain_order, "stored":
 stores before the wait}}, compiled for sm_90 with the stamping functions in place. argmax does not
 wait: all of it counts as before.
 """
@@ -12,7 +12,7 @@ import torch
 
 from lite_llama.bench.timeline import STAMPED_MODULES
 from lite_llama.kernel_lib import stamps
-from tests.compile.chain_order import count_loads, disassemble
+from tests.compile.chain_order import disassemble, order
 from tests.compile.record import all_cases, caught_launches, compile_launch
 
 # What a step of one sequence launches.
@@ -35,11 +35,11 @@ def main() -> None:
         with caught_launches("sm_90") as launches:
             cases[name]()
         function, args, kwargs = launches[0]
-        text = disassemble(compile_launch(function, args, kwargs, "sm_90").asm["cubin"])
-        before, _, after = text.partition("ACQBULK")
+        kernel = compile_launch(function, args, kwargs, "sm_90")
+        before, _, after = disassemble(kernel.asm["cubin"]).partition("ACQBULK")
         found[name] = {
             "clock": [part.count("GLOBALTIMERLO") for part in (before, after)],
-            "loads": [count_loads(before), count_loads(after)],
+            "order": order(kernel),
             "stored": before.count("STG"),
         }
     print(json.dumps(found))

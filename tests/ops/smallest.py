@@ -191,6 +191,13 @@ def _sample(device: torch.device, vocab: int, *, cuts: bool) -> Results:
     return (ops.sample(logits, rows),)
 
 
+def _apply_masks(device: torch.device) -> Results:
+    logits = _new(device, 2, 77, dtype=torch.float32)
+    words = _integers(device, [0x12345678, -1, 5, 0, 1 << 30, -7], torch.int32).view(2, 3)
+    ops.apply_masks(logits, words)
+    return (logits.clamp(min=-9.0),)  # two infinities have no distance
+
+
 def _apply_penalties(device: torch.device) -> Results:
     logits = _new(device, 2, 77, dtype=torch.float32)
     seen = _integers(device, [int(i % 3 == 0) for i in range(2 * 77)], torch.int32).view(2, 77)
@@ -212,6 +219,7 @@ CASES: dict[str, dict[str, Case]] = {
     "add_rms_norm": {
         "": lambda d: ops.add_rms_norm(_new(d, 3, 77), _new(d, 3, 77), _new(d, 77), EPS)
     },
+    "apply_masks": {"": _apply_masks},
     "apply_penalties": {"": _apply_penalties},
     "argmax": {
         "one piece": lambda d: ops.argmax(_new(d, 3, 77)),
