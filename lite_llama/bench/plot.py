@@ -1,6 +1,7 @@
 """Draw bench/plots/<gpu>/ from the log: `python -m lite_llama.bench.plot`.
 
-One picture an operator with all its cases, and one a series: rates over a growing size.
+One picture an operator with all its cases, one a series (rates over a growing size), and one of a
+decode step of every model beside its floor.
 """
 
 import re
@@ -60,7 +61,43 @@ def draw(log: Path, folder: Path) -> list[Path]:
         if points:
             title = f"{name}, {dtype}, {next(iter(newest[name].values()))['gpu']}"
             drawn.append(_draw_series(points, title, unit, folder / f"{file}.png"))
-    return drawn
+    steps = _single_steps(read(log))
+    return [*drawn, _draw_latency(steps, folder / "latency.png")] if steps else drawn
+
+
+def _single_steps(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Our newest line of a step of one sequence by model and prompt, where the floor is known."""
+    steps = {}
+    for line in lines:
+        match = re.fullmatch(r"(\S+) b1 p(\d+) g\d+", line["case"])
+        ours = (line["bench"], line["engine"]) == ("latency", "lite_llama")
+        if ours and match and "floor_us" in line:
+            prompt = "" if match[2] == "128" else f", prompt {match[2]}"
+            steps[f"{match[1]}{prompt}"] = line
+    return dict(sorted(steps.items(), key=lambda step: float(step[1]["median_us"])))
+
+
+def _draw_latency(steps: dict[str, dict[str, Any]], path: Path) -> Path:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 1.0 + 0.4 * len(steps)))
+    medians = [line["median_us"] * 1e-3 for line in steps.values()]
+    floors = [line["floor_us"] * 1e-3 for line in steps.values()]
+    axes.barh(list(steps), medians, color=_COLOURS["lite_llama"], label="a step, end to end")
+    axes.barh(list(steps), floors, height=0.3, color="C7", label="floor: weights / bandwidth")
+    for y, (median, floor) in enumerate(zip(medians, floors, strict=True)):
+        axes.text(median, y, f" {median:.3g} ({floor / median:.0%})", va="center", fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_xlabel("ms a token, one sequence")
+    axes.set_title(next(iter(steps.values()))["gpu"])
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return path
 
 
 def _points(

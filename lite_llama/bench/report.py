@@ -4,6 +4,7 @@ They come from bench/log; nothing in them is typed by hand. Of each case and eng
 of the log counts.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ def newest(lines: Iterable[Line]) -> list[Line]:
     """The last line of each bench, case, dtype and engine, in the order of the first."""
     kept: dict[tuple[str, ...], Line] = {}
     for line in lines:
-        # A case's name may say in brackets which kernel ran: that is not a case of its own.
-        case = line["case"].partition(" (")[0]
+        # A case's name may say in brackets which kernel ran, or at its end how many tokens were
+        # generated: that is not a case of its own.
+        case = re.sub(r" g\d+$", "", line["case"].partition(" (")[0])
         kept[line["bench"], case, line.get("dtype", ""), line["engine"]] = line
     return list(kept.values())
 
@@ -77,7 +79,7 @@ def latency_table(lines: Sequence[Line]) -> str:
             f"{line['ttft_ms']:.1f}",
             f"{line['roof_fraction']:.0%}" if "roof_fraction" in line else "",
         )
-        for line in of(lines, "latency")
+        for line in sorted(of(lines, "latency"), key=_latency_order)
     ]
     head = ("case", "engine", "ms a step", "tokens/s", "first token, ms", "share of the floor")
     starts = [
@@ -87,6 +89,11 @@ def latency_table(lines: Sequence[Line]) -> str:
         for line in of(lines, "startup")
     ]
     return "\n\n".join([f"On {lines[0]['gpu']}:", table(head, rows), *starts])
+
+
+def _latency_order(line: Line) -> tuple[str, list[int], str]:
+    model, *numbers = line["case"].split(" ")
+    return model, [int(number[1:]) for number in numbers], line["engine"]
 
 
 def ladder_table(lines: Sequence[Line]) -> str:

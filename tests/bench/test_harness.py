@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lite_llama.bench import latency, record
+from lite_llama.bench import latency, plot, record
 from lite_llama.bench.harness import Case, Machine, WrongResult, run_case
 from lite_llama.bench.ops import run
 from lite_llama.bench.plot import draw
@@ -75,6 +75,22 @@ def test_a_run_appends_complete_lines_that_the_plot_reads(tmp_path: Path) -> Non
     assert json.loads(log.read_text().splitlines()[0]) == lines[0]
     (picture,) = draw(log, tmp_path / "plots")
     assert picture.name == "add.png"
+    assert picture.stat().st_size > 1000
+
+
+def test_steps_of_one_sequence_are_drawn_beside_their_floors(tmp_path: Path) -> None:
+    line = {"bench": "latency", "engine": "lite_llama", "floor_us": 500.0, "gpu": "a GPU"}
+    log = tmp_path / "gpu.jsonl"
+    cases = {"a b1 p128 g64": 900.0, "a b1 p128 g8": 700.0, "b b1 p4096 g8": 600.0, "a b2 p1 g1": 1}
+    lines = [line | {"case": case, "median_us": median} for case, median in cases.items()]
+    log.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    steps = plot._single_steps(record.read(log))
+    assert {name: step["median_us"] for name, step in steps.items()} == {
+        "b, prompt 4096": 600.0,
+        "a": 700.0,
+    }
+    (picture,) = draw(log, tmp_path / "plots")
+    assert picture.name == "latency.png"
     assert picture.stat().st_size > 1000
 
 
