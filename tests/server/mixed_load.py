@@ -48,9 +48,10 @@ def load(
         marks: list[Mark] = []
         with httpx.Client(base_url=server.url, timeout=60) as client:
             while (elapsed := time.monotonic() - begun) < length_s:
-                # Of one width: torch keeps some 36 kB for every length of a prompt it has not seen
-                # before (RSS: 40 lengths 1.4 MB, again 0), and rare ones would come for hours.
-                messages = [{"role": "user", "content": f"Question {draw.random():.12f}"}]
+                # Twenty lengths, all of which come within the first sixth: torch keeps some 36 kB for
+                # every length of a prompt it has not seen before, and rare ones would come for hours.
+                text = f"Question {draw.random():.12f}" + " word" * draw.randrange(20)
+                messages = [{"role": "user", "content": text}]
                 body = {"messages": messages, "max_tokens": 8, **draw.choice(KINDS)}
                 answer = client.post("/v1/chat/completions", json=body)
                 assert answer.status_code == 200, answer.text
