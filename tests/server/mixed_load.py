@@ -48,8 +48,8 @@ def load(
         marks: list[Mark] = []
         with httpx.Client(base_url=server.url, timeout=60) as client:
             while (elapsed := time.monotonic() - begun) < length_s:
-                # Twenty lengths, all of which come within the first sixth: torch keeps some 36 kB for
-                # every length of a prompt it has not seen before, and rare ones would come for hours.
+                # Twenty lengths, all of which come within the first sixth: torch keeps some 36 kB
+                # for a length of prompt it has not seen, and rare ones would come for hours.
                 text = f"Question {draw.random():.12f}" + " word" * draw.randrange(20)
                 messages = [{"role": "user", "content": text}]
                 body = {"messages": messages, "max_tokens": 8, **draw.choice(KINDS)}
