@@ -62,6 +62,8 @@ class DecodeGraphs:
         self._recorded: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._drawn: Tensor | None = None  # what the last graph left in the token field
         self._pool = torch.cuda.graph_pool_handle()
+        # A pool whose graphs are all gone can record no other: the first one stays.
+        self._first: torch.cuda.CUDAGraph | None = None
 
     def launch(
         self,
@@ -136,6 +138,7 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             result = self.forward(size, launches, greedy=greedy)
+        self._first = self._first or graph
         return graph, result
 
     def forward(self, size: int, launches: ChainLaunches | None, *, greedy: bool = False) -> Tensor:

@@ -84,8 +84,6 @@ class ChainMeter:
         self._expected: list[Tensor] = []
         self._limits: list[float] = []
         self._kept: tuple[ChainLaunches, Recorded] | None = None
-        # Kept, because a memory pool whose graphs are all gone can record no other.
-        self._separate: Recorded | None = None
 
     @torch.inference_mode()
     def calibrate(self, start: ChainLaunches) -> None:
@@ -94,8 +92,7 @@ class ChainMeter:
         How far the two are apart, which is rounding, is the measure of what others may differ.
         """
         try:
-            self._separate = self._record(None)
-            separate, _ = self._steps(self._separate)
+            separate, _ = self._steps(self._record(None))
             self._expected = self._results(self._record(start))
             self._digests[arithmetic(start)] = _digest(self._expected)
         except Rejected as reason:

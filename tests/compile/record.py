@@ -8,6 +8,7 @@ configuration the GPU would get. `python -m tests.compile.record` rewrites resou
 import argparse
 import importlib
 import json
+import os
 import pkgutil
 import re
 import subprocess
@@ -49,10 +50,9 @@ def compile_everywhere(only: str = "") -> dict[str, dict[str, Usage]]:
     """
 
     def compile_in_process(arch: str) -> dict[str, Usage]:
-        command = [sys.executable, "-m", "tests.compile.record", "--print", arch, "--only", only]
-        done = subprocess.run(command, env=without_interpreter(), capture_output=True, text=True)
-        assert done.returncode == 0, f"{arch}: {done.stderr[-4000:]}"
-        found: dict[str, Usage] = json.loads(done.stdout)
+        found: dict[str, Usage] = run_module(
+            "tests.compile.record", "--print", arch, "--only", only
+        )
         return found
 
     with ThreadPoolExecutor(2) as pool:
@@ -79,10 +79,13 @@ def all_cases() -> dict[str, Callable[[], object]]:
     return cases
 
 
-def without_interpreter() -> dict[str, str]:
-    import os
-
-    return {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}  # noqa: TID251
+def run_module(name: str, *arguments: str) -> Any:
+    """The JSON that a module prints, run in a process without the interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}  # noqa: TID251
+    command = [sys.executable, "-m", name, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stderr[-4000:]}"
+    return json.loads(done.stdout)
 
 
 def _compile_case(call: Callable[[], object], arch: str) -> Iterator[tuple[str, Usage]]:

@@ -1,11 +1,7 @@
 """What a kernel of the decode chain reads before it waits is written by no kernel of its step."""
 
-import json
-import subprocess
-import sys
-
 from tests.compile.chain_order import CHAINED_ATTENTION, OPERATORS
-from tests.compile.record import without_interpreter
+from tests.compile.record import run_module
 
 WEIGHTS = {"w_ptr", "norm_ptr", "q_norm_ptr", "k_norm_ptr", "bias_ptr", "cos_sin_ptr"}
 # Inputs of the whole step; of the cache, keys and values of earlier steps.
@@ -15,10 +11,7 @@ ACTIVATIONS = {"x_ptr", "residual_ptr", "qkv_ptr", "q_ptr"}
 
 
 def test_weights_are_loaded_before_the_wait_and_activations_after() -> None:
-    command = [sys.executable, "-m", "tests.compile.chain_order"]
-    done = subprocess.run(command, env=without_interpreter(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout)
+    found = run_module("tests.compile.chain_order")
     attention = found.pop(CHAINED_ATTENTION)
     assert {name.partition(":")[0] for name in found} == set(OPERATORS)
     assert set(attention["before"]) == INPUTS - {"positions_ptr", "slots_ptr"} | CACHE
