@@ -56,9 +56,10 @@ def test_a_search_writes_a_table_that_the_engine_takes_and_answers_as_before(
 
     before = tokens()
     output = tuned.user_folder() / f"{gpu_spec(engine.plan.device).slug}.json"
-    request = run.Request(batches=(1,), sites=("o",), context=64)
+    request = run.Request(batches=(2, 1), sites=("o",), context=64)
     run.tune(engine, request, output, Console(width=160))
-    [entry] = tuned.read(output)
+    other, entry = tuned.read(output)
+    assert (other.batch, entry.batch) == (2, 1)
     launches = decode_chain.engine_launches(engine.runner.decoder, 1)
     assert launches is not None
     assert launches.attention is not None  # spelled out by the table, left open by the defaults
