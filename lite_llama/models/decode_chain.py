@@ -3,7 +3,8 @@
 The same computation as `Decoder.forward` for a small batch of decoding sequences, rounded at the
 same places, as a chain of programmatic dependent launches: each kernel loads its first weights
 while the one before it ends. Kernels of the chain wait before they touch anything another one
-wrote, and no kernel in it is launched without that wait, so the order of the chain is total.
+wrote, and no kernel in it is launched without that wait, so the order of the chain is total. The
+embedding is a plain launch: what earlier steps wrote (the cache) may be read without a wait.
 """
 
 from torch import Tensor

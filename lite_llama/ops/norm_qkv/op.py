@@ -33,7 +33,8 @@ def norm_qkv(
     key and value rows in that order, bias of as many elements or None. cos_sin float32
     [max_positions, head_dim], positions int64 [M]; caches
     [num_blocks, block_size, num_kv_heads, head_dim], slot_mapping int64 [M] (−1: not written).
-    Norm, product and rope round as the separate operators do. `launch` as in `linear_add`.
+    Norm, product and rope round as the separate operators do. `launch` as in `linear_add`; what may
+    be read before the kernel before it has ended includes positions, slots and angles.
     """
     check_few_rows_of("x", x, "weight", weight)
     check_shape("norm", norm, (x.shape[1],))

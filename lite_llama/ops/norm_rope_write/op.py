@@ -33,7 +33,8 @@ def norm_rope_write(
     caches. Query and key heads are normalised (rms_norm), then rotated; each step rounds as its own
     operator does. cos_sin float32 [max_positions, head_dim], positions int64 [M]; caches
     [num_blocks, block_size, num_kv_heads, head_dim], slot_mapping int64 [M] (−1: not written).
-    `overlap` launches the kernel as a programmatic dependent where the GPU has that.
+    `overlap` launches the kernel as a programmatic dependent where the GPU has that: it reads
+    positions, slots and angles while the kernel before it still runs, which must not write them.
     """
     check_rank("qkv", qkv, 2)
     check(
