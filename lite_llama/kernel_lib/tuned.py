@@ -59,13 +59,17 @@ def user_folder() -> Path:
 
 
 def find(gpu: GpuSpec, shape: Mapping[str, int], dtype: str, num_tokens: int) -> Entry | None:
-    """The entry for a model on a GPU at this batch size, or None; ConfigError for a bad table."""
-    batch = next((size for size in BATCHES if size >= num_tokens), None)
-    for folder in (user_folder(), SHIPPED):
-        for entry in read(folder / f"{gpu.slug}.json"):
-            same = (entry.shape, entry.dtype, entry.batch) == (shape, dtype, batch)
-            if same and not entry.is_stale:
-                return entry
+    """The entry for a model on a GPU at this batch size, or None; ConfigError for a bad table.
+
+    From three tokens on one of more tokens serves too: tensor cores multiply eight at a time.
+    """
+    larger = [size for size in BATCHES if size >= num_tokens]
+    for batch in larger if num_tokens > 2 else larger[:1]:
+        for folder in (user_folder(), SHIPPED):
+            for entry in read(folder / f"{gpu.slug}.json"):
+                same = (entry.shape, entry.dtype, entry.batch) == (shape, dtype, batch)
+                if same and not entry.is_stale:
+                    return entry
     return None
 
 

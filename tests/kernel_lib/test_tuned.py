@@ -57,6 +57,14 @@ def test_a_batch_between_two_buckets_takes_the_larger(folders: tuple[Path, Path]
     }  # fmt: skip
 
 
+def test_from_three_tokens_on_a_larger_batch_serves(folders: tuple[Path, Path]) -> None:
+    write(folders[1], entry(batch=8))
+    batches = {n: tuned.find(H200, SHAPE, "bfloat16", n) for n in (1, 2, 3, 4, 8)}
+    assert {n: found and found.batch for n, found in batches.items()} == {
+        1: None, 2: None, 3: 8, 4: 8, 8: 8,
+    }  # fmt: skip
+
+
 def test_the_users_table_comes_before_the_shipped_one(folders: tuple[Path, Path]) -> None:
     user, shipped = folders
     write(shipped, entry())
