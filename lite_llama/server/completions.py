@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,7 @@ class CompletionWriter:
         self.base = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
-            "created": int(time.time()),
+            "created": self.service.now(),
             "model": self.model,
         }
 
