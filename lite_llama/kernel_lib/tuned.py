@@ -64,13 +64,16 @@ def find(gpu: GpuSpec, shape: Mapping[str, int], dtype: str, num_tokens: int) ->
     From three tokens on one of more tokens serves too: tensor cores multiply eight at a time.
     """
     larger = [size for size in BATCHES if size >= num_tokens]
-    for batch in larger if num_tokens > 2 else larger[:1]:
-        for folder in (user_folder(), SHIPPED):
-            for entry in read(folder / f"{gpu.slug}.json"):
-                same = (entry.shape, entry.dtype, entry.batch) == (shape, dtype, batch)
-                if same and not entry.is_stale:
-                    return entry
-    return None
+    batches = larger if num_tokens > 2 else larger[:1]
+    fitting = [
+        entry
+        for folder in (user_folder(), SHIPPED)
+        for entry in read(folder / f"{gpu.slug}.json")
+        if (entry.shape, entry.dtype) == (shape, dtype)
+        and entry.batch in batches
+        and not entry.is_stale
+    ]
+    return min(fitting, key=lambda entry: entry.batch, default=None)
 
 
 def read(path: Path) -> list[Entry]:
