@@ -65,6 +65,24 @@ def draw(log: Path, folder: Path) -> list[Path]:
     return [*drawn, _draw_latency(steps, folder / "latency.png")] if steps else drawn
 
 
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches without a screen, and its axes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(width, height))
+
+
+def _save(figure: Any, path: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
 def _single_steps(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Our newest line of a step of one sequence by model and prompt, where the floor is known."""
     steps = {}
@@ -78,12 +96,7 @@ def _single_steps(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _draw_latency(steps: dict[str, dict[str, Any]], path: Path) -> Path:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 1.0 + 0.4 * len(steps)))
+    figure, axes = _figure(7, 1.0 + 0.4 * len(steps))
     medians = [line["median_us"] * 1e-3 for line in steps.values()]
     floors = [line["floor_us"] * 1e-3 for line in steps.values()]
     axes.barh(list(steps), medians, color=_COLOURS["lite_llama"], label="a step, end to end")
@@ -95,9 +108,7 @@ def _draw_latency(steps: dict[str, dict[str, Any]], path: Path) -> Path:
     axes.set_xlabel("ms a token, one sequence")
     axes.set_title(next(iter(steps.values()))["gpu"])
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path
+    return _save(figure, path)
 
 
 def _points(
@@ -118,12 +129,7 @@ def _points(
 def _draw_series(
     points: dict[str, list[tuple[int, float]]], title: str, unit: str, path: Path
 ) -> Path:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.6))
+    figure, axes = _figure(6, 3.6)
     for engine, series in points.items():
         sizes, rates = zip(*series, strict=True)
         axes.plot(sizes, rates, marker="o", label=engine, color=_COLOURS.get(engine))
@@ -133,21 +139,14 @@ def _draw_series(
     axes.set_ylabel(unit)
     axes.set_title(title)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path
+    return _save(figure, path)
 
 
 def _draw_operator(name: str, lines: Iterable[dict[str, Any]], folder: Path) -> Path:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     lines = list(lines)
     cases = list(dict.fromkeys(f"{line['case']} {line['dtype']}" for line in lines))
     engines = list(dict.fromkeys(line["engine"] for line in lines))
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.22 * len(cases) * len(engines)))
+    figure, axes = _figure(7, 1.2 + 0.22 * len(cases) * len(engines))
     height = 0.8 / len(engines)
     for i, engine in enumerate(engines):
         own = [line for line in lines if line["engine"] == engine]
@@ -169,10 +168,7 @@ def _draw_operator(name: str, lines: Iterable[dict[str, Any]], folder: Path) -> 
     axes.set_xlabel("µs a call, median with p20 and p80 (share of the measured roof)")
     axes.set_title(f"{name}, {lines[0]['gpu']}")
     axes.legend(fontsize=7)
-    path = folder / f"{name}.png"
-    figure.savefig(path, dpi=130, bbox_inches="tight")
-    plt.close(figure)
-    return path
+    return _save(figure, folder / f"{name}.png")
 
 
 if __name__ == "__main__":
