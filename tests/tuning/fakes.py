@@ -7,23 +7,13 @@ import torch
 
 from lite_llama.kernel_lib.gpu import H200
 from lite_llama.models.chain_launches import ChainLaunches, choose_launches, settle_attention
-from lite_llama.models.config import ModelConfig, RopeConfig
+from lite_llama.models.families import find_family
+from lite_llama.models.presets import find_preset
 from lite_llama.tuning.search import Rejected, Timing
 from lite_llama.tuning.space import Space
 
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=128256,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_layers=16,
-    num_q_heads=32,
-    num_kv_heads=8,
-    head_dim=64,
-    norm_eps=1e-5,
-    max_positions=131072,
-    rope=RopeConfig(theta=5e5, rotary_dim=64),
-)
+METADATA = find_preset("llama-3.2-1b")
+CONFIG = find_family("hf", METADATA).read_hf_config(METADATA)
 
 
 def start(num_tokens: int = 1) -> ChainLaunches:
