@@ -113,7 +113,7 @@ def record(preset: str, prompt_len: int) -> tuple[list[Site], Tensor, float]:
     launches = decode_chain.engine_launches(decoder, 1)
     if launches is None or graphs is None:
         raise ConfigError(f"{preset} does not decode by the chain; choose dense weights")
-    max_kv_len = graphs.table.shape[1] * engine.plan.block_size
+    max_kv_len = graphs.table.values.shape[1] * engine.plan.block_size
     launches = settle_attention(
         launches, engine.model, (1, decoder.dtype, max_kv_len), gpu_spec(engine.plan.device)
     )

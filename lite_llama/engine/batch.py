@@ -1,10 +1,31 @@
 """From the scheduler's plan to the tensors of a forward pass."""
 
+from dataclasses import dataclass, replace
+
 import torch
-from torch import Tensor
 
 from lite_llama.engine.scheduler import Scheduled
+from lite_llama.engine.upload import upload
 from lite_llama.models.inputs import ForwardBatch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a step reads, in host values: `ForwardBatch` before it is on a device, or padded.
+
+    `bounds` are cu_seqlens_q; `table` has a row of any length for each sequence; `logits` are the
+    rows whose logits are wanted.
+    """
+
+    token_ids: list[int]
+    positions: list[int]
+    slots: list[int]
+    seq_lens: list[int]
+    bounds: list[int]
+    table: list[list[int]]
+    logits: list[int]
+    num_decodes: int
+    max_q_len: int
 
 
 def order(planned: list[Scheduled]) -> list[Scheduled]:
@@ -20,55 +41,53 @@ def only_decodes(planned: list[Scheduled]) -> bool:
     )
 
 
-def build(
-    planned: list[Scheduled], block_size: int, device: torch.device, *, all_logits: bool = False
-) -> ForwardBatch:
-    """Inputs for an ordered, non-empty plan.
+def describe(planned: list[Scheduled], block_size: int, *, all_logits: bool = False) -> Rows:
+    """The rows of an ordered, non-empty plan.
 
-    Logits are computed for the last row of each request that draws a token, for every row of a
-    request that wants prompt log-probabilities, and with `all_logits` for every row.
+    Logits are wanted of the last row of each request that draws a token, of every row of a
+    request that wants prompt log-probabilities, and with `all_logits` of every row.
     """
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    logits_rows: list[int] = []
-    seq_lens: list[int] = []
-    bounds = [0]
+    num_decodes = sum(scheduled.num_new_tokens == 1 for scheduled in planned)
+    rows = Rows([], [], [], [], [num_decodes], [], [], num_decodes, 0)
+    longest = 0
     for scheduled in planned:
         request, count = scheduled.request, scheduled.num_new_tokens
         start = request.num_computed_tokens
-        logits_rows += wanted_rows(scheduled, len(token_ids))
-        token_ids += request.tokens(start, start + count)
-        positions += range(start, start + count)
-        slots += [
+        first_row = len(rows.token_ids)
+        wanted = range(first_row, first_row + count)
+        rows.logits.extend(wanted if all_logits else wanted_rows(scheduled, first_row))
+        rows.token_ids.extend(request.tokens(start, start + count))
+        rows.positions.extend(range(start, start + count))
+        rows.slots.extend(
             request.blocks[position // block_size] * block_size + position % block_size
             for position in range(start, start + count)
-        ]
-        seq_lens.append(start + count)
+        )
+        rows.seq_lens.append(start + count)
+        rows.table.append(request.blocks)
         if count > 1:
-            bounds.append(bounds[-1] + count)
+            rows.bounds.append(rows.bounds[-1] + count)
+            longest = max(longest, count)
+    return replace(rows, max_q_len=longest)
 
-    def on_device(values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-    num_decodes = len(planned) - len(bounds) + 1
-    prefills = planned[num_decodes:]
-    width = max(len(scheduled.request.blocks) for scheduled in planned)
-    table = [
-        scheduled.request.blocks + [0] * (width - len(scheduled.request.blocks))
-        for scheduled in planned
-    ]
+def build(rows: Rows, device: torch.device) -> ForwardBatch:
+    """The same on a device."""
     return ForwardBatch(
-        token_ids=on_device(token_ids, torch.int64),
-        positions=on_device(positions, torch.int64),
-        slot_mapping=on_device(slots, torch.int64),
-        block_table=on_device(table, torch.int32),
-        seq_lens=on_device(seq_lens, torch.int32),
-        cu_seqlens_q=on_device(bounds, torch.int32),
-        logits_rows=None if all_logits else on_device(logits_rows, torch.int64),
-        num_decode_seqs=num_decodes,
-        max_q_len=max((scheduled.num_new_tokens for scheduled in prefills), default=0),
+        token_ids=upload(rows.token_ids, torch.int64, device),
+        positions=upload(rows.positions, torch.int64, device),
+        slot_mapping=upload(rows.slots, torch.int64, device),
+        block_table=upload(rectangle(rows.table), torch.int32, device),
+        seq_lens=upload(rows.seq_lens, torch.int32, device),
+        cu_seqlens_q=upload(rows.bounds, torch.int32, device),
+        num_decode_seqs=rows.num_decodes,
+        max_q_len=rows.max_q_len,
     )
+
+
+def rectangle(table: list[list[int]]) -> list[list[int]]:
+    """Rows of block numbers filled up with zeros to the longest."""
+    width = max(map(len, table))
+    return [blocks + [0] * (width - len(blocks)) for blocks in table]
 
 
 def wanted_rows(scheduled: Scheduled, first_row: int) -> range:

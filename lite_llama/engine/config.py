@@ -13,8 +13,9 @@ from lite_llama.models.loader import Precision, choose_half, resolve_precision
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
-# Steps above this gain nothing: the matrix products are saturated (2 cores; a GPU needs more).
-_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+# Steps above this gain nothing: the matrix products are saturated (2 cores; a GPU needs more), and
+# whoever decodes waits for them.
+_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
 # Sequences in a step, by type of device.
 DEFAULT_NUM_SEQS = {"cpu": 16, "cuda": 256}
 # Share of the free memory that the cache may take on the CPU, where other programs live too.

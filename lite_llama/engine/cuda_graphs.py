@@ -14,7 +14,9 @@ from torch import Tensor
 from lite_llama import ops
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine.config import EnginePlan
+from lite_llama.engine.device_table import DeviceTable
 from lite_llama.engine.request import Request
+from lite_llama.engine.upload import upload
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import ChainLaunches
 from lite_llama.models.decoder import Decoder
@@ -31,7 +33,7 @@ class DecodeGraphs:
     """Recorded decode steps of one model.
 
     Every graph reads `fields` int64 [4, max_num_seqs] (token ids, positions, slots, lengths) and
-    `table` int32 [max_num_seqs, blocks].
+    `table`, which has a row a sequence.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class DecodeGraphs:
         # Now, so that a bad table of launches is found before any step.
         self._launches = {size: choose(decoder, size) for size in self._sizes}
         self.fields = torch.zeros((_NUM_FIELDS, rows), dtype=torch.int64, device=device)
-        self.table = torch.zeros((rows, plan.max_blocks_per_seq), dtype=torch.int32, device=device)
+        self.table = DeviceTable(rows, plan.max_blocks_per_seq, device)
         # A copy to the device reads its source later: two sources take turns, and a step is
         # launched only after the one before the last has been read back.
         self._staging = [
@@ -57,7 +59,6 @@ class DecodeGraphs:
             for _ in range(2)
         ]
         self._turn = 0
-        self._table_owner: list[tuple[str, int]] = []
         # By size, and whether the greedy token is drawn within the graph.
         self._recorded: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._drawn: Tensor | None = None  # what the last graph left in the token field
@@ -85,12 +86,12 @@ class DecodeGraphs:
             recorded = self.record(size, self._launches[size], greedy=greedy)
             self._recorded[size, greedy] = recorded
             self._drawn = None
-        self._write_table(requests)
+        self.table.write(0, [request.blocks for request in requests])
         self._write_fields(requests, positions, size)
         if token_ids is not self._drawn:
             if not isinstance(token_ids, Tensor):
-                token_ids = torch.tensor(token_ids).pin_memory()
-            self.fields[0, :count].copy_(token_ids, non_blocking=True)
+                token_ids = upload(token_ids, torch.int64, self._plan.device)
+            self.fields[0, :count].copy_(token_ids)
         graph, result = self._recorded[size, greedy]
         graph.replay()
         result = result[:count]
@@ -113,15 +114,6 @@ class DecodeGraphs:
         ]
         staging[:, :size] = torch.tensor(rows)
         self.fields[1:].copy_(staging, non_blocking=True)
-
-    def _write_table(self, requests: list[Request]) -> None:
-        owner = [(request.request_id, len(request.blocks)) for request in requests]
-        if owner == self._table_owner:
-            return
-        self._table_owner = owner
-        width = max(len(request.blocks) for request in requests)
-        rows = [request.blocks + [0] * (width - len(request.blocks)) for request in requests]
-        self.table[: len(rows), :width] = torch.tensor(rows, dtype=torch.int32)
 
     def record(
         self, size: int, launches: ChainLaunches | None, *, greedy: bool = False
@@ -156,10 +148,9 @@ class DecodeGraphs:
             token_ids=token_ids,
             positions=positions,
             slot_mapping=slots,
-            block_table=self.table[:size],
+            block_table=self.table.values[:size],
             seq_lens=lengths,
             cu_seqlens_q=lengths[:1],
-            logits_rows=None,
             num_decode_seqs=size,
             max_q_len=0,
         )

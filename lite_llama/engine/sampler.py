@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lite_llama import ops
 from lite_llama.engine.request import Request, TokenLogprob, TokenLogprobs
+from lite_llama.engine.upload import upload
 
 _NEVER = float("-inf")
 
@@ -104,10 +105,10 @@ def _apply_bias(logits: Tensor, requests: Sequence[Request]) -> None:
             banned += [row * vocab + token for token in request.stop_token_ids]
     flat = logits.view(-1)
     if biases:
-        values = _upload([*biases.values()], torch.float32, device)
-        flat.index_add_(0, _upload([*biases], torch.int64, device), values)
+        values = upload([*biases.values()], torch.float32, device)
+        flat.index_add_(0, upload([*biases], torch.int64, device), values)
     if banned:
-        flat.index_fill_(0, _upload(banned, torch.int64, device), _NEVER)
+        flat.index_fill_(0, upload(banned, torch.int64, device), _NEVER)
 
 
 def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
@@ -120,17 +121,17 @@ def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
     texts = [text for one in chosen for text in (one.prompt_token_ids, one.output_token_ids)]
     places = [i * vocab + token for i, text in enumerate(texts) for token in text]
     counts = torch.zeros(len(texts) * vocab, dtype=torch.int32, device=device)
-    index = _upload(places, torch.int64, device)
+    index = upload(places, torch.int64, device)
     counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
     counts = counts.view(len(rows), 2, vocab)
-    selected = _upload(rows, torch.int64, device)
+    selected = upload(rows, torch.int64, device)
     penalised = logits[selected]
     ops.apply_penalties(
         penalised,
         counts[:, 0] > 0,
         counts[:, 1],
         *(
-            _upload([getattr(one.params, name) for one in chosen], torch.float32, device)
+            upload([getattr(one.params, name) for one in chosen], torch.float32, device)
             for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
         ),
     )
@@ -140,16 +141,16 @@ def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
 def _rows(requests: Sequence[Request], device: torch.device, ahead: int) -> ops.SamplingRows:
     params = [request.params for request in requests]
     places = [[one.seed for one in requests], [one.num_tokens + ahead for one in requests]]
-    seeds, positions = _upload(places, torch.int64, device)
+    seeds, positions = upload(places, torch.int64, device)
     strengths = [
         [p.temperature for p in params],
         [p.top_p for p in params],
         [p.min_p for p in params],
     ]
-    temperature, top_p, min_p = _upload(strengths, torch.float32, device)
+    temperature, top_p, min_p = upload(strengths, torch.float32, device)
     return ops.SamplingRows(
         temperature=temperature,
-        top_k=_upload([max(p.top_k, 0) for p in params], torch.int32, device),
+        top_k=upload([max(p.top_k, 0) for p in params], torch.int32, device),
         top_p=top_p,
         min_p=min_p,
         seeds=seeds,
@@ -157,11 +158,3 @@ def _rows(requests: Sequence[Request], device: torch.device, ahead: int) -> ops.
         any_top_k=any(p.top_k > 0 for p in params),
         any_top_p=any(p.top_p < 1 for p in params),
     )
-
-
-def _upload(
-    values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Values on the device. From pinned memory, so that the host does not wait for the device."""
-    pinned = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return pinned.to(device, non_blocking=True)

@@ -44,8 +44,14 @@ class Attention:
         num_decodes, table, lengths = batch.num_decode_seqs, batch.block_table, batch.seq_lens
         if not batch.max_q_len:
             return self._decode(q, table, lengths, cache)
-        prefilled = ops.attention_prefill(
-            q[num_decodes:],
+        # Padding among those that decode writes rows of the prompts, which come after it.
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        if num_decodes:
+            out[:num_decodes] = self._decode(
+                q[:num_decodes], table[:num_decodes], lengths[:num_decodes], cache
+            )
+        return ops.attention_prefill(
+            q,
             cache.k,
             cache.v,
             cu_seqlens_q=batch.cu_seqlens_q,
@@ -53,11 +59,8 @@ class Attention:
             max_q_len=batch.max_q_len,
             block_table=table[num_decodes:],
             window=self.config.window,
+            out=out,
         )
-        if not num_decodes:
-            return prefilled
-        decoded = self._decode(q[:num_decodes], table[:num_decodes], lengths[:num_decodes], cache)
-        return torch.cat((decoded, prefilled))
 
     def _decode(self, q: Tensor, table: Tensor, lengths: Tensor, cache: LayerCache) -> Tensor:
         return ops.attention_decode(

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, dtype
 
 from lite_llama import ops
@@ -49,16 +48,19 @@ class Decoder:
     dtype: dtype  # of activations
 
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
-        """Logits, float32 [num_logits, vocab]; the new keys and values are in the cache after."""
+        """Logits, float32 [num_tokens, vocab]; the new keys and values are in the cache after."""
+        return self.logits(self.hidden(batch, kv_cache))
+
+    def hidden(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
+        """What the head reads, [num_tokens, hidden]: the last layer's output, normalised."""
         x = ops.embedding(batch.token_ids, self.embedding).to(self.dtype)
         residual: Tensor | None = None
         for block, cache in zip(self.blocks, kv_cache.layers, strict=True):
             x, residual = block(x, residual, batch, cache)
         if residual is None:
             raise AssertionError("a decoder has at least one layer")
-        if batch.logits_rows is not None:
-            if not len(batch.logits_rows):  # a chunk of a prompt that goes on
-                return torch.empty(0, self.config.vocab_size, device=x.device)
-            x, residual = x[batch.logits_rows], residual[batch.logits_rows]
-        normed, _ = self.final_norm.add(x, residual)
-        return self.head(normed).float()
+        return self.final_norm.add(x, residual)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [num_rows, hidden_size], any rows of `hidden`'s result -> float32 [..., vocab]."""
+        return self.head(hidden).float()

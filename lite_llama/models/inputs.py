@@ -17,7 +17,6 @@ class ForwardBatch:
     slot_mapping: Tensor  # int64 [num_tokens], −1 = padding
     block_table: Tensor  # int32 [num_seqs, max_blocks]
     seq_lens: Tensor  # int32 [num_seqs], keys a sequence, this step's tokens included
-    cu_seqlens_q: Tensor  # int32 [num_prefill_seqs + 1], rows counted from the first prefill token
-    logits_rows: Tensor | None  # int64 [num_logits], rows to compute logits for; None = all
-    num_decode_seqs: int  # leading sequences with exactly one token each
+    cu_seqlens_q: Tensor  # int32 [num_prefill_seqs + 1], rows of token_ids
+    num_decode_seqs: int  # leading sequences with exactly one token each; length 0 = padding
     max_q_len: int  # longest prefill of the step, 0 without one

@@ -198,7 +198,8 @@ def _inputs(
     """The fields of a step in which each sequence has so many keys; fills the block table."""
     width = -(-max(contexts) // block_size)
     table = torch.arange(num_seqs * width, dtype=torch.int32).view(num_seqs, width)
-    graphs.table[:num_seqs, :width] = table.to(graphs.table.device)
+    values = graphs.table.values
+    values[:num_seqs, :width] = table.to(values.device)
     tokens = torch.arange(17, 17 + num_seqs)
     found = []
     for context in contexts:

@@ -54,7 +54,6 @@ class HostGraphs:
             block_table=torch.tensor(table, dtype=torch.int32),
             seq_lens=torch.tensor(positions, dtype=torch.int32) + 1,
             cu_seqlens_q=torch.zeros(1, dtype=torch.int32),
-            logits_rows=None,
             num_decode_seqs=len(requests),
             max_q_len=0,
         )

@@ -150,7 +150,7 @@ def history(model: str, mode: str, replays: int, lock: Path) -> dict[int, Tensor
     for size in SIZES:
         launches = decode_chain.engine_launches(decoder, size)
         assert launches is not None
-        max_kv_len = graphs.table.shape[1] * plan.block_size
+        max_kv_len = graphs.table.values.shape[1] * plan.block_size
         launches = settle_attention(
             launches, config, (size, torch.bfloat16, max_kv_len), gpu_spec(device)
         )
@@ -176,7 +176,7 @@ class Chain:
         device, block_size = graphs.fields.device, engine.plan.block_size
         blocks = MAX_LEN // block_size
         table = torch.randperm(size * blocks, generator=torch.Generator().manual_seed(1))
-        graphs.table[:size, :blocks] = table.view(size, blocks).to(graphs.table)
+        graphs.table.values[:size, :blocks] = table.view(size, blocks).to(graphs.table.values)
         self._places = _places(size, table.view(size, blocks), block_size).to(device)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._history = torch.zeros((STEPS, 2, size), dtype=torch.int64, device=device)

@@ -41,7 +41,6 @@ def _batch(token_ids: list[int], start: int, *, decodes: bool) -> ForwardBatch:
         block_table=torch.tensor([blocks], dtype=torch.int32),
         seq_lens=torch.tensor([start + count], dtype=torch.int32),
         cu_seqlens_q=torch.tensor([0] if decodes else [0, count], dtype=torch.int32),
-        logits_rows=None,
         num_decode_seqs=1 if decodes else 0,
         max_q_len=0 if decodes else count,
     )

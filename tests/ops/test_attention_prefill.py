@@ -44,6 +44,7 @@ def run(
         scale=scale or x.q.shape[-1] ** -0.5,
         window=window,
         sinks=sinks,
+        out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
     )
 
 
@@ -159,6 +160,7 @@ def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(
             scale=0.125,
             window=None,
             sinks=None,
+            out=torch.empty_like(x.q[rows]),
         )
         assert same_bits(alone, together[rows])
 
@@ -202,6 +204,7 @@ def test_every_tile_gives_the_same_answer(
         scale=80**-0.5,
         window=None,
         sinks=None,
+        out=torch.empty_like(x.q),
     )
     assert_close_to_reference(got, answer(x, causal=causal), ATTENTION)
 
@@ -226,9 +229,32 @@ def test_reference_agrees_with_float64(block_size: int) -> None:
         "window": 40,
         "sinks": sinks,
     }
-    got = reference.attention_prefill(x.q, x.k, x.v, scale=0.25, **arguments)
+    got = torch.empty_like(x.q)
+    reference.attention_prefill(x.q, x.k, x.v, scale=0.25, out=got, **arguments)
     assert nmse(got, answer(x, window=40, sinks=sinks)) < 1e-12
     assert torch.equal(got, attention_prefill(x.q, x.k, x.v, max_q_len=70, **arguments))
+
+
+@pytest.mark.parametrize("block_size", [0, 16])
+def test_rows_of_no_sequence_stay_as_they_were(device: torch.device, block_size: int) -> None:
+    x = ragged([5, 3], [9, 3], Heads(2, 1, 16), torch.float16, device, block_size)
+    q = torch.cat((torch.ones_like(x.q[:4]), x.q, torch.ones_like(x.q[:6])))
+    out = torch.full(q.shape, 7.0, dtype=q.dtype, device=device)
+    # The last sequence is padding: it has no queries and no keys.
+    bounds = torch.cat((x.cu_seqlens_q, x.cu_seqlens_q[-1:])) + 4
+    lengths = torch.cat((x.seq_lens, torch.zeros_like(x.seq_lens[:1])))
+    table = x.block_table
+    got = attention_prefill(
+        q, x.k, x.v, cu_seqlens_q=bounds, seq_lens=lengths, max_q_len=18, out=out,
+        block_table=None if table is None else torch.cat((table, table[:1])),
+    )  # fmt: skip
+    assert got is out
+    assert (out[:4] == 7.0).all()
+    assert (out[12:] == 7.0).all()
+    assert same_bits(out[4:12], run(x) if device.type == "cuda" else attention_prefill(
+        x.q, x.k, x.v, cu_seqlens_q=x.cu_seqlens_q, seq_lens=x.seq_lens, max_q_len=5,
+        block_table=table,
+    ))  # fmt: skip
 
 
 def test_no_tokens_give_no_result(device: torch.device) -> None:
@@ -251,6 +277,7 @@ def test_no_tokens_give_no_result(device: torch.device) -> None:
         ({"window": 4, "causal": False}, r"window is 4, expected None when causal is False"),
         ({"scale": -1.0}, r"scale is -1.0, expected a positive number"),
         ({"max_q_len": 0}, r"max_q_len is 0"),
+        ({"out": (6, 4, 8)}, r"out has shape \(6, 4, 8\), expected \(6, 4, 16\)"),
     ],
 )
 def test_calls_against_the_contract_name_the_argument(

@@ -255,6 +255,7 @@ def attention_prefill(
     scale: float,
     window: int | None,
     sinks: Tensor | None,
+    out: Tensor,
 ) -> Tensor:
     num_seqs, head_dim = seq_lens.shape[0], q.shape[2]
     problem = Problem(
@@ -281,6 +282,7 @@ def attention_prefill(
         scale=scale,
         window=window,
         sinks=sinks,
+        out=out,
     )
 
 
@@ -298,11 +300,11 @@ def launch(
     scale: float,
     window: int | None,
     sinks: Tensor | None,
+    out: Tensor,
 ) -> Tensor:
     """Run the kernel as `how` says; the arguments are attention_prefill's."""
     num_q_heads, head_dim = q.shape[1:]
     num_seqs = seq_lens.shape[0]
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     block_d = max(16, triton.next_power_of_2(head_dim))
     num_query_blocks = triton.cdiv(max_q_len, how.block_m)
     sources = (_descriptor(x, how.block_n, block_d) for x in (k, v)) if how.use_tma else (k, v)

@@ -31,6 +31,7 @@ def attention_prefill(
     scale: float | None = None,
     window: int | None = None,
     sinks: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """softmax(q kᵀ · scale + mask) v for every sequence of a ragged batch, without padding.
 
@@ -43,13 +44,19 @@ def attention_prefill(
     max_q_len: the longest q_len (host side). scale defaults to 1/sqrt(head_dim).
     window: a query sees the last `window` keys up to itself. sinks [num_q_heads]: a logit a head
     that joins the softmax's denominator only (gpt-oss). num_q_heads is a multiple of num_kv_heads:
-    query head h reads key head h // (num_q_heads / num_kv_heads). Returns q's shape and dtype.
+    query head h reads key head h // (num_q_heads / num_kv_heads). Returns q's shape and dtype:
+    `out`, if given, or a new tensor. Rows of no sequence are not written.
     """
     _check_heads(q, k, v, paged=block_table is not None)
     _check_lengths(q, cu_seqlens_q, seq_lens, block_table)
     _check_mask(q, causal, scale, window, sinks)
+    if out is None:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    check_shape("out", out, tuple(q.shape))
+    check_same("out", out, "q", q)
+    check(out.is_contiguous(), lambda: f"out has strides {out.stride()}, expected contiguous")
     if q.numel() == 0 or seq_lens.numel() == 0:
-        return torch.zeros_like(q)
+        return out
     check(
         max_q_len > 0,
         lambda: f"max_q_len is {max_q_len}, expected the longest sequence's query count",
@@ -61,6 +68,7 @@ def attention_prefill(
         "causal": causal,
         "scale": q.shape[-1] ** -0.5 if scale is None else scale,
         "window": window,
+        "out": out,
     }
     if q.is_cuda:
         from lite_llama.ops.attention_prefill import kernel

@@ -18,8 +18,8 @@ def attention_prefill(
     scale: float,
     window: int | None,
     sinks: Tensor | None,
+    out: Tensor,
 ) -> Tensor:
-    out = torch.empty_like(q)
     sequences = split_sequences(q, k, v, cu_seqlens_q, seq_lens, block_table)
     for rows, queries, keys, values in sequences:
         mask = visible_keys(queries, keys, causal, window)

@@ -13,8 +13,9 @@ def _prefill(
 
     k = new(64, block_size, 8, head_dim) if block_size else new(4096, 8, head_dim)
     integers = torch.empty(3, dtype=torch.int32, device="meta")
+    q = new(q_len, 32, head_dim)
     kernel.attention_prefill(
-        new(q_len, 32, head_dim),
+        q,
         k,
         torch.empty_like(k),
         cu_seqlens_q=integers,
@@ -25,6 +26,7 @@ def _prefill(
         causal=mask.get("causal", True),
         window=mask.get("window"),
         sinks=new(32) if "sinks" in mask else None,
+        out=torch.empty_like(q),
     )
 
 

@@ -1,0 +1,110 @@
+"""Steps with prompts in them, padded to a few numbers of tokens, each recorded once and replayed.
+
+Launched kernel by kernel, such a step of a small model is bound by the host: 128 tokens of
+Llama-3.2-1B take an H100 14 ms. Inputs lie in buffers, as those of `cuda_graphs` do, and no
+graph depends on lengths. A token of padding belongs to no sequence and its slot is −1; a sequence
+of padding has length 0. Beyond the largest size the GPU is slower than its host.
+"""
+
+from bisect import bisect_left
+
+import torch
+from torch import Tensor
+
+from lite_llama.cache.kv_cache import KVCache
+from lite_llama.engine.batch import Rows
+from lite_llama.engine.config import EnginePlan
+from lite_llama.engine.device_table import DeviceTable
+from lite_llama.engine.upload import upload
+from lite_llama.models.decoder import Decoder
+from lite_llama.models.inputs import ForwardBatch
+
+# Tokens of a step. Matrix products of few rows are bound by the weights: finer sizes gain nothing.
+_SIZES = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+MAX_PROMPTS = 32
+# Decoding sequences beside the prompts: none, few (whose keys many programs share out), or all.
+_FEW = 16
+
+
+class PromptGraphs:
+    """Recorded steps of one model, by (tokens, decoding sequences)."""
+
+    def __init__(self, decoder: Decoder, kv_cache: KVCache, plan: EnginePlan) -> None:
+        device, num_rows = plan.device, plan.max_num_seqs + MAX_PROMPTS
+        self._decoder = decoder
+        self._kv_cache = kv_cache
+        self._plan = plan
+        # Token ids, positions and slots; lengths and bounds; each lies together, for one copy.
+        self._tokens = torch.zeros(3 * _SIZES[-1], dtype=torch.int64, device=device)
+        self._counts = torch.zeros(num_rows + MAX_PROMPTS + 1, dtype=torch.int32, device=device)
+        self._table = DeviceTable(num_rows, plan.max_blocks_per_seq, device)
+        self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._pool = None if plan.enforce_eager else torch.cuda.graph_pool_handle()
+
+    @staticmethod
+    def fits(rows: Rows) -> bool:
+        """Whether a step is small enough."""
+        return len(rows.token_ids) <= _SIZES[-1] and len(rows.bounds) - 1 <= MAX_PROMPTS
+
+    def run(self, rows: Rows) -> Tensor:
+        """Hidden states [num_tokens, hidden] of a step that fits; the next run overwrites them."""
+        size = _SIZES[bisect_left(_SIZES, len(rows.token_ids))]
+        decodes = self._num_decodes(rows.num_decodes, size)
+        if not self._plan.enforce_eager and (size, decodes) not in self._recorded:
+            self._recorded[size, decodes] = self._record(size, decodes)
+        self._write(rows, size, decodes)
+        if self._plan.enforce_eager:
+            hidden = self._forward(size, decodes)
+        else:
+            graph, hidden = self._recorded[size, decodes]
+            graph.replay()
+        return hidden[: len(rows.token_ids)]
+
+    def _num_decodes(self, asked: int, size: int) -> int:
+        if asked == 0:
+            return 0
+        limit = self._plan.max_num_seqs
+        return min(size, limit, _FEW if asked <= _FEW else limit)
+
+    def _write(self, rows: Rows, size: int, decodes: int) -> None:
+        device, padding = self._plan.device, size - len(rows.token_ids)
+        tokens = rows.token_ids + [0] * padding + rows.positions + [0] * padding
+        tokens += rows.slots + [-1] * padding
+        self._tokens[: 3 * size].copy_(upload(tokens, torch.int64, device))
+        free = MAX_PROMPTS - (len(rows.bounds) - 1)
+        counts = rows.seq_lens[: rows.num_decodes] + [0] * (decodes - rows.num_decodes)
+        counts += rows.seq_lens[rows.num_decodes :] + [0] * free
+        counts += rows.bounds + rows.bounds[-1:] * free
+        self._counts[: len(counts)].copy_(upload(counts, torch.int32, device))
+        self._table.write(0, rows.table[: rows.num_decodes])
+        self._table.write(decodes, rows.table[rows.num_decodes :])
+
+    def _record(self, size: int, decodes: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        # Kernels compile, and their scratch buffers appear, before the recording.
+        self._tokens.zero_()
+        self._tokens[2 * size : 3 * size] = -1
+        self._counts.zero_()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._forward(size, decodes)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            hidden = self._forward(size, decodes)
+        return graph, hidden
+
+    def _forward(self, size: int, decodes: int) -> Tensor:
+        token_ids, positions, slots = self._tokens[: 3 * size].view(3, size)
+        num_rows = decodes + MAX_PROMPTS
+        inputs = ForwardBatch(
+            token_ids=token_ids,
+            positions=positions,
+            slot_mapping=slots,
+            block_table=self._table.values[:num_rows],
+            seq_lens=self._counts[:num_rows],
+            cu_seqlens_q=self._counts[num_rows : num_rows + MAX_PROMPTS + 1],
+            num_decode_seqs=decodes,
+            max_q_len=size,
+        )
+        return self._decoder.hidden(inputs, self._kv_cache)
