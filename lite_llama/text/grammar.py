@@ -6,7 +6,6 @@ bounded in number and in bytes. A grammar that breaks while it runs ends its own
 """
 
 import asyncio
-import functools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -15,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.numpy import fill_next_token_bitmask_par
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance.numpy import fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from lite_llama.errors import RequestError
@@ -130,22 +129,21 @@ class Matcher:
 
     @staticmethod
     def fill_masks(grammars: "Mapping[int, Matcher]", words: NDArray[np.int32]) -> dict[int, str]:
-        """See `Grammar.fill_masks`. Rows are computed side by side, without the GIL."""
-        rows = [(grammar._matcher, row) for row, grammar in grammars.items()]
-        fill_next_token_bitmask_par(_executor(), rows, words)
-        return {row: matcher.get_error() for matcher, row in rows if matcher.is_error()}
+        """See `Grammar.fill_masks`.
+
+        One after the other: 32 rows take 0.54 ms, on llguidance's own threads 0.77 to 2.7, and 4.8
+        beside a running engine (1 to 16 threads, 16 cores, a vocabulary of 128256).
+        """
+        for row, grammar in grammars.items():
+            fill_next_token_bitmask(grammar._matcher, words, row)
+        broken = {row: one._matcher for row, one in grammars.items() if one._matcher.is_error()}
+        return {row: matcher.get_error() for row, matcher in broken.items()}
 
     def accept(self, token_id: int) -> None:
         """Go on behind `token_id`; RuntimeError if the grammar cannot."""
         self._matcher.consume_token(token_id)
         if self._matcher.is_error():
             raise RuntimeError(self._matcher.get_error())
-
-
-@functools.cache
-def _executor() -> LLExecutor:
-    """The threads that compute masks; made when the first one is needed."""
-    return LLExecutor()
 
 
 class GrammarCompiler:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lite_llama.engine.config import EngineConfig, resolve
 from lite_llama.engine.cuda_graphs import DecodeGraphs
+from lite_llama.engine.device_table import DeviceTable
 from lite_llama.engine.engine import Engine
 from lite_llama.errors import ConfigError, EngineError
 from lite_llama.kernel_lib import tuned
@@ -46,7 +47,7 @@ class CpuGraphs(DecodeGraphs):
     def __init__(self, engine: Engine) -> None:
         self._decoder, self._kv_cache = engine.runner.decoder, engine.runner.kv_cache
         self.fields = torch.zeros((4, 8), dtype=torch.int64)
-        self.table = torch.zeros((8, 16), dtype=torch.int32)
+        self.table = DeviceTable(8, 16, torch.device("cpu"))
 
     def error(self, launches: ChainLaunches | None) -> float:
         wrong = launches is not None and launches.down.num_warps == self.wrong_warps

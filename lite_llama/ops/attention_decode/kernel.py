@@ -67,6 +67,37 @@ def _fold_tile(q, k, v, inside, qk_scale, acc, row_max, row_sum, PRECISION: tl.c
 
 
 @triton.jit
+def _load_and_fold(
+    q, k_ptr, v_ptr, table_row_ptr, keys, end, strides, dims, real_dim, qk_scale,
+    acc, row_max, row_sum, BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`_fold_tile` of those of `keys` that lie before `end`, from the caches."""
+    k_rows, v_rows = _tile_rows(table_row_ptr, keys, keys < end, *strides, BLOCK_SIZE)
+    mask = (keys < end)[:, None] & real_dim
+    k = tl.load(k_ptr + k_rows[:, None] + dims[None, :], mask=mask, other=0.0)
+    v = tl.load(v_ptr + v_rows[:, None] + dims[None, :], mask=mask, other=0.0)
+    return _fold_tile(q, k, v, keys < end, qk_scale, acc, row_max, row_sum, PRECISION)
+
+
+@triton.jit
+def _store_partial(
+    partial_ptr, max_ptr, sum_ptr, rows, real_row, inside, acc, row_max, row_sum,
+    dims, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """A chunk's result: rows of the partial results [rows, HEAD_DIM], their maxima and sums."""
+    tl.store(partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=inside)
+    tl.store(max_ptr + rows, row_max, mask=real_row)
+    tl.store(sum_ptr + rows, row_sum, mask=real_row)
+
+
+@triton.jit
+def _nothing_seen(ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The state before any key: (acc, maximum, sum)."""
+    acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    return acc, tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
+
+
+@triton.jit
 def _combine(
     partial_ptr,
     max_ptr,
@@ -174,8 +205,13 @@ def attention_decode_kernel(
     num_keys = kv_len - first
     chunk = tl.maximum(tl.cdiv(tl.cdiv(num_keys, max_chunks), BLOCK_N) * BLOCK_N, min_chunk)
     num_chunks = tl.cdiv(num_keys, chunk)
+    if OVERLAP:  # A program's chunks lie apart: the first is known before the wait.
+        num_working = num_chunks
+    else:  # They are neighbours: loads stay in flight from one to the next.
+        share = tl.maximum(tl.cdiv(num_chunks, tl.num_programs(2)), 1)
+        num_working = tl.cdiv(num_chunks, share)
     # A sequence of length 0 has no chunk, but its result is written: 0.
-    if tl.program_id(2) >= tl.maximum(num_chunks, 1):
+    if tl.program_id(2) >= tl.maximum(num_working, 1):
         return
 
     table_row_ptr = block_table_ptr + seq.to(tl.int64) * table_row_stride
@@ -184,15 +220,13 @@ def attention_decode_kernel(
     dims = tl.arange(0, BLOCK_D)
     real_dim = (dims < HEAD_DIM)[None, :]
     tile_keys = tl.arange(0, BLOCK_N)
+    strides = (k_block_stride, k_token_stride, v_block_stride, v_token_stride)
     if OVERLAP:
         # The first tile is loaded before the wait, but for the newest key, which the kernel before
         # writes: the others are of earlier steps. Idle programs have left: all that write wait.
         first_keys = first + tl.program_id(2) * chunk + tile_keys
         first_inside = first_keys < tl.minimum(first + (tl.program_id(2) + 1) * chunk, kv_len)
-        k_rows, v_rows = _tile_rows(
-            table_row_ptr, first_keys, first_inside, k_block_stride, k_token_stride,
-            v_block_stride, v_token_stride, BLOCK_SIZE,
-        )  # fmt: skip
+        k_rows, v_rows = _tile_rows(table_row_ptr, first_keys, first_inside, *strides, BLOCK_SIZE)
         first_k_ptr = k_ptr + k_rows[:, None] + dims[None, :]
         first_v_ptr = v_ptr + v_rows[:, None] + dims[None, :]
         is_newest = (first_keys == kv_len - 1)[:, None] & real_dim
@@ -223,43 +257,48 @@ def attention_decode_kernel(
         first_max = tl.load(sinks_ptr + heads, mask=real_row, other=0.0).to(tl.float32) * LOG2_E
         first_sum = 1.0
 
-    acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    row_max = tl.full((ROWS,), float("-inf"), tl.float32)
-    row_sum = tl.zeros((ROWS,), tl.float32)
-    if OVERLAP and num_chunks > 0:
-        acc, row_max, row_sum = _fold_tile(
-            q, k, v, first_inside, qk_scale, acc, row_max, row_sum, PRECISION
-        )
-    if ONE_CHUNK:  # A loop of one round, which the compiler knows to be one.
-        last, step = tl.program_id(2) + 1, 1
-    else:
-        last, step = num_chunks, tl.num_programs(2)
-    for index in range(tl.program_id(2), last, step):
-        begin = first + index * chunk
-        end = tl.minimum(begin + chunk, kv_len)
-        if OVERLAP:
+    acc, row_max, row_sum = _nothing_seen(ROWS, BLOCK_D)
+    if OVERLAP:
+        if num_chunks > 0:
+            acc, row_max, row_sum = _fold_tile(
+                q, k, v, first_inside, qk_scale, acc, row_max, row_sum, PRECISION
+            )
+        if ONE_CHUNK:  # A loop of one round, which the compiler knows to be one.
+            last, step = tl.program_id(2) + 1, 1
+        else:
+            last, step = num_chunks, tl.num_programs(2)
+        for index in range(tl.program_id(2), last, step):
+            begin = first + index * chunk
+            end = tl.minimum(begin + chunk, kv_len)
             begin += tl.where(index == tl.program_id(2), BLOCK_N, 0)
-        if begin < end:  # A loop that never runs would still find where its first tiles lie.
-            for start in range(begin, end, BLOCK_N):
-                keys = start + tile_keys
-                k_rows, v_rows = _tile_rows(
-                    table_row_ptr, keys, keys < end, k_block_stride, k_token_stride,
-                    v_block_stride, v_token_stride, BLOCK_SIZE,
+            if begin < end:  # A loop that never runs would still find where its first tiles lie.
+                for start in range(begin, end, BLOCK_N):
+                    acc, row_max, row_sum = _load_and_fold(
+                        q, k_ptr, v_ptr, table_row_ptr, start + tile_keys, end, strides, dims,
+                        real_dim, qk_scale, acc, row_max, row_sum, BLOCK_SIZE, PRECISION,
+                    )  # fmt: skip
+            if num_chunks > 1:
+                _store_partial(
+                    partial_ptr, max_ptr, sum_ptr, partial_rows + index, real_row, inside,
+                    acc, row_max, row_sum, dims, HEAD_DIM,
                 )  # fmt: skip
-                mask = (keys < end)[:, None] & real_dim
-                k = tl.load(k_ptr + k_rows[:, None] + dims[None, :], mask=mask, other=0.0)
-                v = tl.load(v_ptr + v_rows[:, None] + dims[None, :], mask=mask, other=0.0)
-                acc, row_max, row_sum = _fold_tile(
-                    q, k, v, keys < end, qk_scale, acc, row_max, row_sum, PRECISION
-                )
-        if num_chunks > 1:
-            rows = partial_rows + index
-            tl.store(partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=inside)
-            tl.store(max_ptr + rows, row_max, mask=real_row)
-            tl.store(sum_ptr + rows, row_sum, mask=real_row)
-            acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
-            row_max = tl.full((ROWS,), float("-inf"), tl.float32)
-            row_sum = tl.zeros((ROWS,), tl.float32)
+                acc, row_max, row_sum = _nothing_seen(ROWS, BLOCK_D)
+    else:
+        begin = first + tl.program_id(2) * share * chunk
+        end = tl.minimum(begin + share * chunk, kv_len)
+        index = tl.program_id(2) * share
+        for start in range(begin, end, BLOCK_N):
+            acc, row_max, row_sum = _load_and_fold(
+                q, k_ptr, v_ptr, table_row_ptr, start + tile_keys, end, strides, dims, real_dim,
+                qk_scale, acc, row_max, row_sum, BLOCK_SIZE, PRECISION,
+            )  # fmt: skip
+            if num_chunks > 1 and start + BLOCK_N >= tl.minimum(first + (index + 1) * chunk, end):
+                _store_partial(
+                    partial_ptr, max_ptr, sum_ptr, partial_rows + index, real_row, inside,
+                    acc, row_max, row_sum, dims, HEAD_DIM,
+                )  # fmt: skip
+                acc, row_max, row_sum = _nothing_seen(ROWS, BLOCK_D)
+                index += 1
 
     if num_chunks <= 1:
         total_max = tl.maximum(first_max, row_max)
@@ -274,7 +313,7 @@ def attention_decode_kernel(
     # Every warp's stores come before the arrival, which releases them to the last program.
     tl.debug_barrier()
     arrival_ptr = arrivals_ptr + seq * num_kv_heads + kv_head
-    sharing = tl.minimum(num_chunks, tl.num_programs(2))
+    sharing = tl.minimum(num_working, tl.num_programs(2))
     if tl.atomic_add(arrival_ptr, 1, sem="acq_rel", scope="gpu") == sharing - 1:
         tl.store(arrival_ptr, 0)
         # Of the tile's rows only the first few are heads: the rest would cost registers.

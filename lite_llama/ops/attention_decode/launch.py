@@ -56,17 +56,21 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     wanted = wanted // 32 * 32 or wanted
     max_chunks = max(1, min(wanted, -(-problem.max_kv_len // min_chunk)))
     # Enough programs to fill the GPU several times, a power of two so that they share the chunks
-    # evenly; more would only start and exit. At least two, for one long sequence among short ones.
-    filling = 16 * gpu.num_sms // (problem.num_seqs * problem.num_kv_heads)
+    # evenly; more would only start and exit, and end one program's stream of loads for the next. At
+    # least two, for one long sequence among short ones.
+    filling = 8 * gpu.num_sms // (problem.num_seqs * problem.num_kv_heads)
     programs = min(max_chunks, max(2, 1 << filling.bit_length() >> 1))
-    if problem.in_chain and problem.num_seqs <= 4:
+    if problem.in_chain:
         # A step of Llama-3.2-1B at 250 keys takes 0.697 ms with these and 0.702 with tiles of 128,
         # one of Qwen3-0.6B 0.568 and 0.604: what counts is how little code runs after the wait.
-        return Launch(max_chunks, 64, programs, 64, num_warps=4, num_stages=3)
+        if problem.num_seqs <= 4:
+            return Launch(max_chunks, 64, programs, 64, num_warps=4, num_stages=3)
+        return Launch(max_chunks, 128, programs, 32, num_warps=2, num_stages=3)
     if problem.dtype == torch.float32:
         return Launch(max_chunks, min_chunk, programs, 32, num_warps=4, num_stages=3)
     # Of 5 stages 2 hold keys and values, the others the block numbers they wait for. 7 and 9 gain
     # 1 to 7 % on a few sizes and lose up to 25 % on others.
     if problem.head_dim > 64:
         return Launch(max_chunks, min_chunk, programs, 32, num_warps=4, num_stages=5)
-    return Launch(max_chunks, min_chunk, programs, 64, num_warps=2, num_stages=5)
+    # Warps that wait for no other: 4 to 9 % less than 64 keys and 2 warps in batches of 8 to 256.
+    return Launch(max_chunks, min_chunk, programs, 32, num_warps=1, num_stages=5)
