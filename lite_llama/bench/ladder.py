@@ -156,8 +156,8 @@ def main(
     name = preset or (Path(model).name if model else find_default_model().stem)
     machine = measure_machine(base.plan.device)
     run = record.describe_run(base.plan.device)
-    floor = latency.floor_s(base, machine)
     for size in batch:
+        floor = latency.floor_s(base, machine, size * (prompt_len + gen_len // 2))
         engines: dict[str, latency.Measure] = {
             which: partial(latency.measure_engine, engine)
             for which, engine in rungs(base, size).items()

@@ -23,6 +23,7 @@ from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memor
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.errors import ConfigError
+from lite_llama.models.config import ModelConfig
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.families import find_family
 from lite_llama.models.loader import load_decoder, random_decoder, read_config
@@ -59,8 +60,9 @@ def main(
     engines: dict[str, Measure] = {"lite_llama": lambda p, n: measure_engine(engine, p, n)}
     if compare:
         engines["transformers"] = _peer(settings, model, preset).measure
-    floor = floor_s(engine, machine)
     for size in batch or [1]:
+        # On average, half of the answer is there.
+        floor = floor_s(engine, machine, size * (prompt_len + gen_len // 2))
         prompts = random_prompts(size, prompt_len, engine.model.vocab_size)
         results = take_turns(engines, prompts, gen_len)
         case = f"{name} b{size} p{prompt_len} g{gen_len}"
@@ -79,8 +81,7 @@ def build_engine(settings: EngineConfig, model: str | None, preset: str | None) 
     """An engine on a checkpoint, or on random weights in a preset's shape."""
     decoder: Decoder
     if preset is not None:
-        metadata = find_preset(preset)
-        config = find_family("hf", metadata).read_hf_config(metadata)
+        config = preset_config(preset)
         plan = resolve(settings, config)
         decoder = random_decoder(
             config, plan.precision, device=plan.device, num_positions=plan.max_model_len
@@ -98,6 +99,12 @@ def build_engine(settings: EngineConfig, model: str | None, preset: str | None) 
         )
     num_blocks = choose_num_blocks(settings, plan, config, free_memory(plan.device))
     return Engine(decoder, plan, num_blocks, frozenset())
+
+
+def preset_config(preset: str) -> ModelConfig:
+    """The configuration behind a preset's name; ModelNotFound if there is none."""
+    metadata = find_preset(preset)
+    return find_family("hf", metadata).read_hf_config(metadata)
 
 
 def measure_engine(
@@ -128,12 +135,15 @@ def measure_engine(
     return first, (whole - first) / num_left, list(tokens.values())
 
 
-def floor_s(engine: Engine, machine: Machine) -> float:
-    """Least seconds of a step: the bytes of all weights once, over the measured bandwidth."""
+def floor_s(engine: Engine, machine: Machine, num_cached: int) -> float:
+    """Least seconds of a step: the bytes of all weights, and of the keys and values of
+    `num_cached` tokens, once, over the measured bandwidth."""
     if not machine.bytes_per_s:
         return 0.0
     decoder = engine.runner.decoder
     num_bytes = decoder.head.weight.nbytes
+    item_bytes = engine.plan.precision.activations.itemsize
+    num_bytes += num_cached * engine.model.kv_bytes_per_token(item_bytes)
     for block in decoder.blocks:
         linears = (block.attention.qkv, block.attention.o, block.mlp.gate_up, block.mlp.down)
         num_bytes += sum(linear.weight.nbytes for linear in linears)

@@ -83,9 +83,8 @@ def latency_table(lines: Sequence[Line]) -> str:
     ]
     head = ("case", "engine", "ms a step", "tokens/s", "first token, ms", "share of the floor")
     starts = [
-        f"`lite-llama generate` with {line['case']}: first text {line['median_us'] / 1e6:.1f} s "
-        f"after its launch, all of it after {line['whole_s']:.1f} s, "
-        f"peak memory {line['peak_mib']:.0f} MiB."
+        f"From launch to the first text of {line['case']}: {line['median_us'] / 1e6:.1f} s, "
+        f"to the end {line['whole_s']:.1f} s, peak memory {line['peak_mib']:.0f} MiB."
         for line in of(lines, "startup")
     ]
     return "\n\n".join([f"On {lines[0]['gpu']}:", table(head, rows), *starts])

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lite_llama.bench import record
-from lite_llama.bench.latency import build_engine
+from lite_llama.bench.latency import build_engine, preset_config
+from lite_llama.checkpoint.default_model import find_default_model
+from lite_llama.checkpoint.reader import open_checkpoint
 from lite_llama.engine.config import EngineConfig
 from lite_llama.engine.engine import Engine
 from lite_llama.errors import ConfigError
@@ -28,6 +30,7 @@ from lite_llama.models.chain_launches import (
     tuned_shape,
     without_overlap,
 )
+from lite_llama.models.loader import read_config
 from lite_llama.tuning import report
 from lite_llama.tuning.measure import ChainMeter
 from lite_llama.tuning.precompile import Compiler
@@ -69,9 +72,15 @@ def main(model: str | None, preset: str | None, dtype: str, request: Request) ->
         raise ConfigError(
             "tune measures on a GPU, and torch sees none; run it on a machine with one"
         )
+    if preset is not None:
+        config = preset_config(preset)
+    else:
+        config = read_config(open_checkpoint(find_default_model() if model is None else model))
     settings = EngineConfig(
         device="cuda",
         dtype=dtype,  # type: ignore[arg-type]
+        # The cache need not hold longer sequences than are timed.
+        max_model_len=min(config.max_positions, max(_CONTEXTS) * request.context),
         max_num_seqs=max(tuned.BATCHES),
         prefix_caching=False,
         gpu_memory_utilization=_CACHE_SHARE,

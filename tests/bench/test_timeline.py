@@ -181,7 +181,7 @@ def test_sites_are_what_the_chain_launches(preset: str, monkeypatch: pytest.Monk
         cache = KVCache.allocate(shape, torch.bfloat16, device)
         field = torch.zeros(1, dtype=torch.int64, device=device)
         table = torch.zeros((1, 4), dtype=torch.int32, device=device)
-        batch = ForwardBatch(field, field, field, table, field, field, None, 1, 0)
+        batch = ForwardBatch(field, field, field, table, field, field, 1, 0)
         ops.argmax(decode_chain.forward(decoder, batch, cache, launches))
     # The embedding before, and argmax's second kernel after, take no stamp.
     want = [site.programs for site in chain_sites(config, launches, 2)]

@@ -71,6 +71,6 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     # Of 5 stages 2 hold keys and values, the others the block numbers they wait for. 7 and 9 gain
     # 1 to 7 % on a few sizes and lose up to 25 % on others.
     if problem.head_dim > 64:
-        return Launch(max_chunks, min_chunk, programs, 32, num_warps=4, num_stages=5)
+        return Launch(max_chunks, min_chunk, programs, 32, num_warps=4, num_stages=3)
     # Warps that wait for no other: 4 to 9 % less than 64 keys and 2 warps in batches of 8 to 256.
     return Launch(max_chunks, min_chunk, programs, 32, num_warps=1, num_stages=5)
