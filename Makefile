@@ -36,7 +36,7 @@ lint: $(VENV)/dev.stamp
 GPU_PYTHON ?= $(BIN)/python
 
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
-	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py tests/tuning/test_gpu.py tests/models/test_chain_stress.py
+	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py tests/engine/test_prompt_graphs.py tests/tuning/test_gpu.py tests/models/test_chain_stress.py
 	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/server/test_gpu.py tests/server/soak_gpu.py tests/ops/test_smallest.py
 	$(MAKE) sanitize GPU_PYTHON=$(GPU_PYTHON)
 	$(GPU_PYTHON) -m lite_llama.bench.ops.run

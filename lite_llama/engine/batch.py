@@ -53,21 +53,23 @@ def describe(planned: list[Scheduled], block_size: int, *, all_logits: bool = Fa
     for scheduled in planned:
         request, count = scheduled.request, scheduled.num_new_tokens
         start = request.num_computed_tokens
-        first_row = len(rows.token_ids)
+        first_row, positions = len(rows.token_ids), range(start, start + count)
         wanted = range(first_row, first_row + count)
         rows.logits.extend(wanted if all_logits else wanted_rows(scheduled, first_row))
         rows.token_ids.extend(request.tokens(start, start + count))
-        rows.positions.extend(range(start, start + count))
-        rows.slots.extend(
-            request.blocks[position // block_size] * block_size + position % block_size
-            for position in range(start, start + count)
-        )
+        rows.positions.extend(positions)
+        rows.slots.extend(slots_of(request.blocks, positions, block_size))
         rows.seq_lens.append(start + count)
         rows.table.append(request.blocks)
         if count > 1:
             rows.bounds.append(rows.bounds[-1] + count)
             longest = max(longest, count)
     return replace(rows, max_q_len=longest)
+
+
+def slots_of(blocks: list[int], positions: range, block_size: int) -> list[int]:
+    """Cache slots of a sequence's positions."""
+    return [blocks[place // block_size] * block_size + place % block_size for place in positions]
 
 
 def build(rows: Rows, device: torch.device) -> ForwardBatch:
