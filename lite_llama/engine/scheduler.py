@@ -2,7 +2,8 @@
 
 Every request is treated alike: it has known tokens (prompt, then output) of which some are
 computed. A step computes up to a budget of pending tokens: one each for requests that decode, a
-chunk for those whose prompt is longer. Running requests go first, then waiting ones in order of
+chunk for those whose prompt is longer; while anybody decodes, prompts get a quarter of the budget,
+so that no stream stands still behind them. Running requests go first, then waiting ones in order of
 arrival. When blocks run out, the newest running request gives its blocks back and waits at the
 front; its tokens are kept and computed again, mostly from the prefix cache.
 """
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from lite_llama.cache.block_pool import BlockPool, block_key
 from lite_llama.engine.request import Request
 from lite_llama.errors import RequestError
+
+# Share of a step's tokens that prompts may take beside decoding requests, as a divisor.
+_PROMPTS_BESIDE_DECODES = 4
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,19 @@ class Scheduler:
     def plan(self) -> list[Scheduled]:
         """The next step; empty when nothing can run."""
         budget = self.max_num_batched_tokens
+        prompts = budget
+        if any(request.num_pending_tokens == 1 for request in self.running):
+            prompts = max(1, budget // _PROMPTS_BESIDE_DECODES)
         planned: list[Scheduled] = []
         preempted = False
         index = 0
         while index < len(self.running):
             request = self.running[index]
-            count = min(request.num_pending_tokens, budget)
+            pending = request.num_pending_tokens
+            count = min(pending, budget if pending == 1 else min(budget, prompts))
             if count == 0:
-                break
+                index += 1
+                continue
             while not self._reserve(request, count):
                 self._preempt(self.running[-1])
                 preempted = True
@@ -87,9 +96,11 @@ class Scheduler:
             else:
                 planned.append(Scheduled(request, count))
                 budget -= count
+                if pending > 1:
+                    prompts -= count
                 index += 1
         if not preempted:
-            planned += self._admit(budget)
+            planned += self._admit(min(budget, prompts))
         return planned
 
     def reserve_ahead(self, planned: list[Scheduled]) -> bool:
