@@ -1,5 +1,6 @@
 """From the scheduler's plan to the tensors of a forward pass."""
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -20,9 +21,40 @@ def only_decodes(planned: list[Scheduled]) -> bool:
     )
 
 
-def build(
-    planned: list[Scheduled], block_size: int, device: torch.device, *, all_logits: bool = False
-) -> ForwardBatch:
+class Inputs(msgspec.Struct, frozen=True, tag="forward"):
+    """A forward pass in plain numbers, as they are sent to other ranks: see `ForwardBatch`."""
+
+    token_ids: list[int]
+    positions: list[int]
+    slot_mapping: list[int]
+    block_table: list[list[int]]
+    seq_lens: list[int]
+    cu_seqlens_q: list[int]
+    logits_rows: list[int] | None
+    num_decode_seqs: int
+    max_q_len: int
+
+    def on(self, device: torch.device) -> ForwardBatch:
+        """The same as tensors."""
+
+        def tensor(values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+        rows = self.logits_rows
+        return ForwardBatch(
+            token_ids=tensor(self.token_ids, torch.int64),
+            positions=tensor(self.positions, torch.int64),
+            slot_mapping=tensor(self.slot_mapping, torch.int64),
+            block_table=tensor(self.block_table, torch.int32),
+            seq_lens=tensor(self.seq_lens, torch.int32),
+            cu_seqlens_q=tensor(self.cu_seqlens_q, torch.int32),
+            logits_rows=None if rows is None else tensor(rows, torch.int64),
+            num_decode_seqs=self.num_decode_seqs,
+            max_q_len=self.max_q_len,
+        )
+
+
+def build(planned: list[Scheduled], block_size: int, *, all_logits: bool = False) -> Inputs:
     """Inputs for an ordered, non-empty plan.
 
     Logits are computed for the last row of each request that draws a token, for every row of a
@@ -47,10 +79,6 @@ def build(
         seq_lens.append(start + count)
         if count > 1:
             bounds.append(bounds[-1] + count)
-
-    def on_device(values: list[int] | list[list[int]], dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
-
     num_decodes = len(planned) - len(bounds) + 1
     prefills = planned[num_decodes:]
     width = max(len(scheduled.request.blocks) for scheduled in planned)
@@ -58,14 +86,14 @@ def build(
         scheduled.request.blocks + [0] * (width - len(scheduled.request.blocks))
         for scheduled in planned
     ]
-    return ForwardBatch(
-        token_ids=on_device(token_ids, torch.int64),
-        positions=on_device(positions, torch.int64),
-        slot_mapping=on_device(slots, torch.int64),
-        block_table=on_device(table, torch.int32),
-        seq_lens=on_device(seq_lens, torch.int32),
-        cu_seqlens_q=on_device(bounds, torch.int32),
-        logits_rows=None if all_logits else on_device(logits_rows, torch.int64),
+    return Inputs(
+        token_ids=token_ids,
+        positions=positions,
+        slot_mapping=slots,
+        block_table=table,
+        seq_lens=seq_lens,
+        cu_seqlens_q=bounds,
+        logits_rows=None if all_logits else logits_rows,
         num_decode_seqs=num_decodes,
         max_q_len=max((scheduled.num_new_tokens for scheduled in prefills), default=0),
     )

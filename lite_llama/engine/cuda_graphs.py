@@ -6,7 +6,7 @@ to the next recorded size with rows of length 0 whose slot is −1. Graphs are r
 first needed and share one memory pool.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ from torch import Tensor
 from lite_llama import ops
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine.config import EnginePlan
-from lite_llama.engine.request import Request
+from lite_llama.engine.messages import Decode, OwnsBlocks, Row
+from lite_llama.engine.workers import Workers
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import ChainLaunches
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.inputs import ForwardBatch
+from lite_llama.models.ranks import RankGroup
 
 _NUM_FIELDS = 4  # token id, position, slot, length
 
@@ -33,6 +35,8 @@ class DecodeGraphs:
     Every graph reads `fields` int64 [4, max_num_seqs] (token ids, positions, slots, lengths) and
     `table` int32 [max_num_seqs, blocks].
     """
+
+    _capture_mode = "global"  # nothing on the device but what is recorded
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class DecodeGraphs:
 
     def launch(
         self,
-        requests: list[Request],
+        requests: Sequence[OwnsBlocks],
         positions: list[int],
         token_ids: list[int] | Tensor,
         *,
@@ -97,7 +101,9 @@ class DecodeGraphs:
         self._drawn = result if greedy else None
         return result
 
-    def _write_fields(self, requests: list[Request], positions: list[int], size: int) -> None:
+    def _write_fields(
+        self, requests: Sequence[OwnsBlocks], positions: list[int], size: int
+    ) -> None:
         block_size = self._plan.block_size
         padding = size - len(requests)
         slots = [
@@ -114,8 +120,8 @@ class DecodeGraphs:
         staging[:, :size] = torch.tensor(rows)
         self.fields[1:].copy_(staging, non_blocking=True)
 
-    def _write_table(self, requests: list[Request]) -> None:
-        owner = [(request.request_id, len(request.blocks)) for request in requests]
+    def _write_table(self, requests: Sequence[OwnsBlocks]) -> None:
+        owner = _owner(requests)
         if owner == self._table_owner:
             return
         self._table_owner = owner
@@ -136,7 +142,7 @@ class DecodeGraphs:
             self.forward(size, launches, greedy=greedy)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode=self._capture_mode):
             result = self.forward(size, launches, greedy=greedy)
         self._first = self._first or graph
         return graph, result
@@ -166,3 +172,72 @@ class DecodeGraphs:
         if launches is None:
             return self._decoder.forward(inputs, self._kv_cache)
         return decode_chain.forward(self._decoder, inputs, self._kv_cache, launches)
+
+    def close(self) -> None:
+        """Destroy the graphs."""
+        for graph, _ in self._recorded.values():
+            graph.reset()
+        self._recorded.clear()
+        self._drawn = None
+
+
+class SharedGraphs(DecodeGraphs):
+    """Decode steps of ranks that share a model: each records and replays what rank 0 launches.
+
+    A step's exchanges are in its graph. Since every rank has all logits, a greedy token is drawn
+    by each in the graph and needs no exchange of its own; tokens that rank 0 has drawn otherwise
+    and not read are broadcast before the next step, from GPU to GPU.
+    """
+
+    _capture_mode = "thread_local"  # NCCL has threads of its own, which look at the device
+
+    def __init__(
+        self, decoder: Decoder, kv_cache: KVCache, plan: EnginePlan, workers: Workers | None
+    ) -> None:
+        """`workers` on rank 0; None on the others, which `follow`."""
+        super().__init__(decoder, kv_cache, plan)
+        self._workers = workers
+        self._rows: list[Row] = []
+
+    def launch(
+        self,
+        requests: Sequence[OwnsBlocks],
+        positions: list[int],
+        token_ids: list[int] | Tensor,
+        *,
+        greedy: bool = False,
+    ) -> Tensor:
+        """Compute one token of each request, on every rank; see `DecodeGraphs.launch`."""
+        if self._workers is None:
+            raise AssertionError("rank 0 launches, the others follow")
+        same = _owner(requests) == self._table_owner
+        step = Decode(
+            positions=positions,
+            rows=None if same else [Row(one.request_id, one.blocks) for one in requests],
+            token_ids=None if isinstance(token_ids, Tensor) else token_ids,
+            are_drawn=isinstance(token_ids, Tensor) and token_ids is self._drawn,
+            greedy=greedy,
+        )
+        with self._workers.step():
+            self._workers.send(step)
+            if isinstance(token_ids, Tensor) and not step.are_drawn:
+                token_ids = self._workers.ranks.broadcast(token_ids)
+            return super().launch(requests, positions, token_ids, greedy=greedy)
+
+    def follow(self, step: Decode, ranks: RankGroup) -> None:
+        """Compute what rank 0 has launched."""
+        self._rows = self._rows if step.rows is None else step.rows
+        token_ids: list[int] | Tensor | None = step.token_ids
+        if step.are_drawn:
+            token_ids = self._drawn
+        elif token_ids is None:
+            unread = torch.empty(len(step.positions), dtype=torch.int64, device=self.fields.device)
+            token_ids = ranks.broadcast(unread)
+        if token_ids is None:
+            raise AssertionError("no step before has drawn the tokens of this one")
+        super().launch(self._rows, step.positions, token_ids, greedy=step.greedy)
+
+
+def _owner(requests: Sequence[OwnsBlocks]) -> list[tuple[str, int]]:
+    """What the block table's content hangs on: a sequence only ever gets more blocks."""
+    return [(request.request_id, len(request.blocks)) for request in requests]

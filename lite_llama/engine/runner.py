@@ -6,15 +6,21 @@ from torch import Tensor
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine import batch
 from lite_llama.engine.config import EnginePlan
-from lite_llama.engine.cuda_graphs import DecodeGraphs
+from lite_llama.engine.cuda_graphs import DecodeGraphs, SharedGraphs
 from lite_llama.engine.scheduler import Scheduled
+from lite_llama.engine.workers import Workers
 from lite_llama.models.decoder import Decoder
 
 
 class Runner:
-    """One model on one device."""
+    """One model, or one rank's share of it, on one device.
 
-    def __init__(self, decoder: Decoder, plan: EnginePlan, num_blocks: int) -> None:
+    With `workers`, it is rank 0's, and what it runs they run too.
+    """
+
+    def __init__(
+        self, decoder: Decoder, plan: EnginePlan, num_blocks: int, workers: Workers | None = None
+    ) -> None:
         model = decoder.config
         self.decoder = decoder
         self.plan = plan
@@ -23,8 +29,14 @@ class Runner:
             plan.precision.activations,
             plan.device,
         )
-        graphs = plan.device.type == "cuda" and not plan.enforce_eager
-        self.graphs = DecodeGraphs(decoder, self.kv_cache, plan) if graphs else None
+        self._workers = workers
+        self.graphs: DecodeGraphs | None = None
+        if plan.device.type == "cuda" and not plan.enforce_eager:
+            self.graphs = (
+                DecodeGraphs(decoder, self.kv_cache, plan)
+                if plan.tensor_parallel_size == 1
+                else SharedGraphs(decoder, self.kv_cache, plan, workers)
+            )
 
     @torch.inference_mode()
     def run(self, planned: list[Scheduled], *, all_logits: bool = False) -> Tensor:
@@ -37,5 +49,13 @@ class Runner:
                 for request, position in zip(requests, positions, strict=True)
             ]
             return self.graphs.launch(requests, positions, tokens)
-        inputs = batch.build(planned, self.plan.block_size, self.plan.device, all_logits=all_logits)
-        return self.decoder.forward(inputs, self.kv_cache)
+        inputs = batch.build(planned, self.plan.block_size, all_logits=all_logits)
+        if self._workers is None:
+            return self.compute(inputs)
+        with self._workers.step():
+            self._workers.send(inputs)
+            return self.compute(inputs)
+
+    def compute(self, inputs: batch.Inputs) -> Tensor:
+        """Logits of these inputs, on this rank's part of it all."""
+        return self.decoder.forward(inputs.on(self.plan.device), self.kv_cache)
