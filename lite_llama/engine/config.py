@@ -136,7 +136,7 @@ def _first_of_ranks(device: torch.device, size: int) -> torch.device:
     """Rank 0's device: ranks take the GPUs of the machine in order, or all the CPU."""
     if device.type == "cpu":
         return device
-    if device.index is not None:
+    if ":" in str(device):
         raise ConfigError(
             f"device is {str(device)!r}, but tensor_parallel_size {size} takes cuda:0 to "
             f"cuda:{size - 1}; set device to cuda"
