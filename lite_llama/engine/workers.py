@@ -40,6 +40,8 @@ from lite_llama.errors import ConfigError, EngineError
 from lite_llama.models.ranks import RankGroup, is_in_group
 from lite_llama.models.shards import Share
 
+# What a rank's process runs: `main` with the number of its pipe.
+_MAIN = "lite_llama.engine.tp_worker"
 # How often is looked whether a step's tokens have come.
 _POLL_S = 20e-6
 
@@ -285,8 +287,7 @@ def _end(processes: _Processes, folder: Path) -> None:
 def _spawn(pipe: Connection) -> "subprocess.Popen[bytes]":
     """A process that runs `tp_worker.main` on its end of a pipe, with this one's import path."""
     source = (
-        f"import sys; sys.path[:] = {sys.path!r}; "
-        f"from lite_llama.engine.tp_worker import main; main({pipe.fileno()})"
+        f"import sys; sys.path[:] = {sys.path!r}; from {_MAIN} import main; main({pipe.fileno()})"
     )
     return subprocess.Popen(
         [sys.executable, "-c", source],
