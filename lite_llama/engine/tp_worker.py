@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -44,6 +45,8 @@ def main(fd: int) -> None:
         pass  # rank 0 has ended
     except BaseException as error:  # noqa: BLE001 - whatever it is, rank 0 shall know
         code = 1
+        # If another rank has died, rank 0 shall see that first, and not what came of it here.
+        time.sleep(0.1)
         with suppress(OSError):
             pipe.send_bytes(msgspec.msgpack.encode(Failed(_one_line(error))))
             traceback.print_exc()

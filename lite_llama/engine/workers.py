@@ -40,6 +40,8 @@ from lite_llama.errors import ConfigError, EngineError
 from lite_llama.models.ranks import RankGroup, is_in_group
 from lite_llama.models.shards import Share
 
+# So long waits whoever met a broken exchange for the thread to say which rank broke it.
+_GRACE_S = 0.3
 # What a rank's process runs: `main` with the number of its pipe.
 _MAIN = "lite_llama.engine.tp_worker"
 # How often is looked whether a step's tokens have come.
@@ -118,7 +120,7 @@ class Workers:
                 raise
             except BaseException as error:
                 # A rank that died, rather than what rank 0 met for it, is the reason.
-                self._processes.has_lost.wait(0.2)
+                self._processes.has_lost.wait(_GRACE_S)
                 self._processes.lose(f"rank 0 failed: {type(error).__name__}: {error}")
                 if isinstance(error, Exception):
                     raise EngineError(self._processes.last_words()) from error
@@ -186,7 +188,7 @@ class _Processes:
             for end in self._ends if rank is None else [self._ends[rank - 1]]:
                 end.send_bytes(data)
         except OSError:
-            self.has_lost.wait(0.2)  # the thread knows more
+            self.has_lost.wait(_GRACE_S)  # the thread knows more
             self.lose("a pipe has closed")
         self.check()
 
