@@ -171,6 +171,8 @@ class Engine:
         """End the other ranks, if there are any; no step may follow then. Safe to call twice."""
         if self._workers is None:
             return
+        self._ahead = None
+        self._workers.settle()
         if self.runner.graphs is not None and not self.is_lost:
             self.runner.graphs.close()
         self._workers.close()

@@ -40,6 +40,8 @@ from lite_llama.errors import ConfigError, EngineError
 from lite_llama.models.ranks import RankGroup, is_in_group
 from lite_llama.models.shards import Share
 
+# How long a step under way may hold up the end.
+_SETTLE_S = 5.0
 # So long waits whoever met a broken exchange for the thread to say which rank broke it.
 _GRACE_S = 0.3
 # What a rank's process runs: `main` with the number of its pipe.
@@ -136,6 +138,16 @@ class Workers:
     def is_lost(self) -> bool:
         """Whether a rank has ended, or is out of step."""
         return self._processes.lost is not None
+
+    def settle(self) -> None:
+        """Let a GPU finish what is under way, for as long as the ranks may take for it."""
+        if self._device.type != "cuda":
+            return
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        end = time.monotonic() + _SETTLE_S
+        while not (event.query() or self.is_lost or time.monotonic() > end):  # type: ignore[no-untyped-call]
+            time.sleep(_POLL_S)
 
     def close(self) -> None:
         """End the ranks and leave the group. CUDA graphs of rank 0 must be gone; safe twice."""

@@ -7,6 +7,7 @@ process is in one at a time. Nothing but tensors goes through it.
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +23,7 @@ from lite_llama.models.shards import Share
 # How long a rank waits for the others within a step. Kernels compile in the first ones; a server
 # has its own, shorter watch over a step (`step_timeout`).
 _TIMEOUT = timedelta(seconds=300)
+_LEAVE_LIMIT_S = 5.0
 # torch 2.13 gave all_gather_into_tensor this name.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -53,15 +55,19 @@ class RankGroup:
     def leave(self, device: torch.device) -> None:
         """Leave the group, whatever has become of the others.
 
-        CUDA graphs that hold an exchange must be gone by now: NCCL waits for them.
+        CUDA graphs that hold an exchange must be gone by now: NCCL waits for the last of them
+        (commDestroySync in its init.cc). If one is left, the group stays, and no other can be made.
         """
         if not dist.is_initialized():
             return
-        if device.type == "cuda":
-            # Not destroy_process_group, which waits for ranks that may be dead.
-            dist.distributed_c10d._abort_process_group()
-        else:
+        if device.type != "cuda":
             dist.destroy_process_group()
+            return
+        # Not destroy_process_group, which waits for ranks that may be dead.
+        abort = dist.distributed_c10d._abort_process_group
+        leaving = threading.Thread(target=abort, name="leave ranks", daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_LIMIT_S)
 
     def sum(self, x: Tensor) -> Tensor:
         """x, now the sum of every rank's x (in place). A GPU's host does not wait."""
