@@ -56,6 +56,7 @@ class Workers:
     def __init__(self, plan: EnginePlan, *, model: str | None, preset: str | None) -> None:
         """Start them loading `model` (a checkpoint's path) or random weights of `preset`.
 
+        On the CPU they share torch's threads, of which rank 0 keeps its part until `close`.
         Raises ConfigError if this process is in a process group already.
         """
         if is_in_group():
@@ -64,6 +65,8 @@ class Workers:
                 "process group already, limit one; close the other LLM"
             )
         size = plan.tensor_parallel_size
+        self._num_threads = torch.get_num_threads()
+        num_threads = max(1, self._num_threads // size)
         self.ranks = RankGroup(Share(0, size))
         self._device = plan.device
         self._folder = Path(tempfile.mkdtemp(prefix="lite-llama-"))  # mode 0700
@@ -78,9 +81,11 @@ class Workers:
                 model=model,
                 preset=preset,
                 plan=settings,
-                num_threads=max(1, torch.get_num_threads() // size),
+                num_threads=num_threads,
             )
             self._processes.send(start, rank)
+        if plan.device.type == "cpu":  # more threads than cores wait for each other, busily
+            torch.set_num_threads(num_threads)
 
     def meet(self) -> int:
         """Wait until all have loaded and are in the group, rank 0 too.
@@ -155,6 +160,8 @@ class Workers:
             return
         was_lost = self.is_lost
         self._end()
+        if self._device.type == "cpu":
+            torch.set_num_threads(self._num_threads)
         # A GPU may wait for the lost rank forever, and NCCL then for the GPU.
         if not (was_lost and self._device.type == "cuda"):
             self.ranks.leave(self._device)

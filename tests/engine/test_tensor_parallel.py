@@ -288,6 +288,21 @@ def fresh(ahead: LLM, path: Path) -> Iterator[LLM]:
         yield llm
 
 
+def test_ranks_outlive_the_thread_that_made_them(one: LLM, ahead: LLM, path: Path) -> None:
+    """The system ends them with the thread that started them, which is therefore not that one."""
+    ahead.close()
+    made: list[LLM] = []
+    thread = threading.Thread(
+        target=lambda: made.append(LLM(path, tensor_parallel_size=2, **SMALL))
+    )
+    thread.start()
+    thread.join()
+    with made[0] as llm:
+        given = llm.generate([PROMPTS[1]], sampling())
+    expected = one.generate([PROMPTS[1]], sampling())
+    assert given[0].outputs[0].token_ids == expected[0].outputs[0].token_ids
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_killed_rank_is_noticed_and_the_model_is_lost(fresh: LLM, *, busy: bool) -> None:
     [rank] = ranks_of(fresh)

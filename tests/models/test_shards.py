@@ -108,7 +108,9 @@ def check_parts(whole: Decoder, parts: list[Decoder]) -> None:
 )
 def test_the_ranks_parts_are_the_model(tmp_path: Path, kind: str) -> None:
     path = save(tmp_path, kind)
-    check_parts(load(path), [load(path, RankGroup(Share(rank, 2))) for rank in range(2)])
+    whole = load(path)
+    assert type(whole.blocks[0].attention.o) is type(whole.head) is Linear
+    check_parts(whole, [load(path, RankGroup(Share(rank, 2))) for rank in range(2)])
 
 
 def test_random_weights_are_those_of_one_model(tmp_path: Path) -> None:
