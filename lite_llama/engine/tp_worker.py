@@ -36,6 +36,8 @@ _PR_SET_PDEATHSIG = 1
 def main(fd: int) -> None:
     """Serve rank 0, whose pipe is open as `fd`, until it closes. Never returns."""
     end_with_parent()
+    for number in (signal.SIGTERM, signal.SIGINT):  # of a whole group: rank 0 may go on for a while
+        signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(fd, False)  # noqa: FBT003
     pipe = Connection(fd)
     code = 0

@@ -240,12 +240,12 @@ class _Processes:
             if self.lost is not None or self._is_ending:
                 return
             self.lost = reason
-            self.has_lost.set()
             callbacks = list(self._callbacks)
-        for callback in callbacks:
-            callback(reason)
         for process in self._processes:
             process.kill()
+        for callback in callbacks:
+            callback(reason)
+        self.has_lost.set()
         self._inbox.put(Failed(reason))
 
     def end(self) -> None:

@@ -216,6 +216,16 @@ def test_ctrl_c_waits_for_the_end_of_a_step(two: LLM) -> None:
     assert not two.engine.is_lost
 
 
+def test_signals_to_a_whole_group_are_rank_0s_to_follow(two: LLM) -> None:
+    """A supervisor sends SIGTERM to all; rank 0 drains, for which it needs the others."""
+    [rank] = ranks_of(two)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        rank.send_signal(number)
+    before = two.generate([PROMPTS[1]], sampling())[0].outputs[0].token_ids
+    time.sleep(0.1)
+    assert two.generate([PROMPTS[1]], sampling())[0].outputs[0].token_ids == before
+
+
 def test_a_second_model_of_ranks_is_refused(two: LLM, path: Path) -> None:
     assert not two.engine.is_lost
     with pytest.raises(ConfigError, match="in a process group already, limit one; close the other"):
