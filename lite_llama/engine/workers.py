@@ -72,6 +72,8 @@ class Workers:
         self._folder = Path(tempfile.mkdtemp(prefix="lite-llama-"))  # mode 0700
         self._processes = _Processes(size - 1)
         self._end = weakref.finalize(self, _end, self._processes, self._folder)
+        folder = self._folder
+        self.on_lost(lambda _: shutil.rmtree(folder, ignore_errors=True))
         settings = _plain(plan)
         for rank in range(1, size):
             start = Start(
@@ -96,6 +98,9 @@ class Workers:
         self.send(Join())
         self.ranks.join(self._folder / "ranks", self._device)
         free = free_memory(self._device)
+        # On a GPU the file stays: a thread of NCCL's looks at it from time to time.
+        if self._device.type == "cpu":
+            shutil.rmtree(self._folder, ignore_errors=True)
         free_bytes: list[int] = [message.free_bytes for message in self._await(Joined)]
         least = min(free, *free_bytes)
         # On the CPU, all ranks live in the same memory.

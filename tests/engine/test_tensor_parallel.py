@@ -27,6 +27,7 @@ from lite_llama.engine import workers
 from lite_llama.engine.config import EngineConfig, resolve
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.request import StepOutput
+from lite_llama.models.ranks import RankGroup
 from tests.engine import rank_without_gpu
 from tests.engine.test_look_ahead import KINDS, PROMPTS, Near, sampling
 from tests.models import tiny
@@ -360,11 +361,21 @@ def test_ranks_made_and_closed_leave_nothing_behind(
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     variables = dict(os.environ)  # noqa: TID251 - gloo is told its interface by one
 
+    modes: list[int] = []
+    join = RankGroup.join
+
+    def looking(ranks: RankGroup, store: Path, device: torch.device) -> None:
+        modes.append(store.parent.stat().st_mode & 0o777)
+        join(ranks, store, device)
+
+    monkeypatch.setattr(RankGroup, "join", looking)
+
     def make() -> None:
+        modes.clear()
         with LLM(path, tensor_parallel_size=2, **SMALL) as llm:
             ranks = ranks_of(llm)
-            [folder] = tmp_path.iterdir()
-            assert folder.stat().st_mode & 0o777 == 0o700
+            assert modes == [0o700]
+            assert not list(tmp_path.iterdir())
             llm.generate([PROMPTS[0]], sampling(max_tokens=2))
         assert not any(rank.is_running() for rank in ranks)
         assert not list(tmp_path.iterdir())
@@ -394,8 +405,9 @@ def test_a_rank_that_cannot_load_says_why(ahead: LLM, path: Path, tmp_path: Path
 
 
 ORPHAN = """
-import os, signal, sys
+import os, signal, sys, tempfile
 from lite_llama import LLM
+tempfile.tempdir = sys.argv[3]
 llm = LLM(sys.argv[1], device="cpu", num_blocks=8, tensor_parallel_size=2)
 [rank] = llm.engine._workers._processes._processes
 if sys.argv[2] == "stopped":
@@ -407,9 +419,9 @@ if sys.argv[2] != "left open":
 
 
 @pytest.mark.parametrize("how", ["killed", "stopped", "left open"])
-def test_ranks_end_with_their_parent(path: Path, how: str) -> None:
+def test_ranks_end_with_their_parent(path: Path, tmp_path: Path, how: str) -> None:
     """Also while they are stopped, and when nobody has closed the LLM."""
-    command = [sys.executable, "-c", ORPHAN, str(path), how]
+    command = [sys.executable, "-c", ORPHAN, str(path), how, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     [pid] = re.findall(r"^\d+$", done.stdout, re.MULTILINE)
     assert done.returncode == (0 if how == "left open" else -9), done.stderr
@@ -417,3 +429,4 @@ def test_ranks_end_with_their_parent(path: Path, how: str) -> None:
     while psutil.pid_exists(int(pid)) and time.monotonic() < end:
         time.sleep(0.02)
     assert not psutil.pid_exists(int(pid))
+    assert not list(tmp_path.iterdir())
