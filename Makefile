@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint gpu sanitize matrix soak clean
+.PHONY: demo test lint gpu gpu2 sanitize matrix soak clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/lite-llama generate --temperature 0 "What is the capital of France?"
@@ -43,6 +43,11 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --batch 1,2,4,8,16,64
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --prompt-len 128 --ablate
 	$(GPU_PYTHON) -m lite_llama.bench.plot
+
+# On a machine with two: a model that they share.
+gpu2: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
+	$(GPU_PYTHON) -m pytest -s -p tests.server.matrix tests/server/test_gpu_tp.py
+	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.1-8b --batch 1,8,64 --tensor-parallel-size 2
 
 # Every operator's smallest case under compute-sanitizer, which comes with CUDA: memory accesses, and
 # races in shared memory.

@@ -37,6 +37,9 @@ Model = Annotated[
 ]
 DType = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TensorParallelSize = Annotated[
+    int, typer.Option(help="GPUs (on the CPU, processes) that share the model.")
+]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest prompt plus answer, in tokens.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, in tokens.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; default: the model's own.")]
@@ -71,12 +74,19 @@ def generate(
     dtype: DType = "auto",
     device: Device = "auto",
     max_model_len: MaxModelLen = None,
+    tensor_parallel_size: TensorParallelSize = 1,
 ) -> None:
     """Answer one prompt, streaming."""
     given = _given(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
+    settings = {
+        "dtype": dtype,
+        "device": device,
+        "max_model_len": max_model_len,
+        "tensor_parallel_size": tensor_parallel_size,
+    }
+    with _loaded(model, **settings) as llm:
         params = replace(llm.default_sampling_params(), **given)
         if raw:
             _show(llm.stream(prompt, params))
@@ -98,12 +108,19 @@ def chat(
     dtype: DType = "auto",
     device: Device = "auto",
     max_model_len: MaxModelLen = None,
+    tensor_parallel_size: TensorParallelSize = 1,
 ) -> None:
     """Talk with the model: /reset forgets, /exit leaves, Ctrl-C stops an answer."""
     given = _given(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
-    with _loaded(model, dtype=dtype, device=device, max_model_len=max_model_len) as llm:
+    settings = {
+        "dtype": dtype,
+        "device": device,
+        "max_model_len": max_model_len,
+        "tensor_parallel_size": tensor_parallel_size,
+    }
+    with _loaded(model, **settings) as llm:
         params = replace(llm.default_sampling_params(), **given)
         opening = [{"role": "system", "content": system}] if system else []
         print('/reset forgets, /exit leaves, """ opens and closes several lines, Ctrl-C stops.')
@@ -275,6 +292,13 @@ def serve(
     device: Annotated[
         str, typer.Option(help="auto, cpu or cuda.", envvar=_ENV + "DEVICE")
     ] = "auto",
+    tensor_parallel_size: Annotated[
+        int,
+        typer.Option(
+            help="GPUs (on the CPU, processes) that share the model.",
+            envvar=_ENV + "TENSOR_PARALLEL_SIZE",
+        ),
+    ] = 1,
     seed: Annotated[
         int | None, typer.Option(help="Of requests that give none.", envvar=_ENV + "SEED")
     ] = None,
@@ -338,6 +362,7 @@ def serve(
         "num_blocks": num_blocks,
         "dtype": dtype,
         "device": device,
+        "tensor_parallel_size": tensor_parallel_size,
     }
     sys.exit(run_server(model, config, settings, phases))
 
@@ -400,6 +425,7 @@ def bench_latency(
     ] = False,
     dtype: DType = "auto",
     device: Device = "auto",
+    tensor_parallel_size: TensorParallelSize = 1,
 ) -> None:
     """Time to first token and time a token, end to end."""
     from lite_llama.bench import ladder, latency
@@ -408,8 +434,11 @@ def bench_latency(
         raise ConfigError(f"--compare is {compare!r}, expected transformers")
     sizes = _batch_sizes(batch)
     if ablate:
-        if compare or device == "cpu":
-            raise ConfigError("--ablate goes with neither --compare nor --device cpu; leave one")
+        if compare or device == "cpu" or tensor_parallel_size != 1:
+            raise ConfigError(
+                "--ablate goes with neither --compare nor --device cpu nor "
+                "--tensor-parallel-size; leave one"
+            )
         ladder.main(
             model, preset=preset, batch=sizes, prompt_len=prompt_len, gen_len=gen_len, dtype=dtype
         )
@@ -422,6 +451,7 @@ def bench_latency(
         gen_len=gen_len,
         device=device,
         dtype=dtype,
+        tensor_parallel_size=tensor_parallel_size,
         compare=compare is not None,
     )
 

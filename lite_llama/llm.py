@@ -19,8 +19,9 @@ from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memor
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.request import TokenLogprobs
 from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.engine.workers import Workers
 from lite_llama.errors import ContextTooLong, EngineError, ModelFileError, RequestError
-from lite_llama.models.loader import load_decoder, read_config
+from lite_llama.models.loader import check_shares, load_decoder, read_config
 from lite_llama.text.chat_template import ChatTemplate
 from lite_llama.text.tokenizer import Tokenizer
 
@@ -64,23 +65,41 @@ class LLM:
         self.model_config = read_config(checkpoint)
         formats = {raw.format for raw in checkpoint.tensors.values()}
         self.plan = resolve(config, self.model_config, formats)
-        decoder = load_decoder(
-            checkpoint,
-            self.model_config,
-            self.plan.precision,
-            device=self.plan.device,
-            num_positions=self.plan.max_model_len,
-            progress=progress,
-        )
-        free_bytes = free_memory(self.plan.device)
-        num_blocks = choose_num_blocks(config, self.plan, self.model_config, free_bytes)
         self._checkpoint = checkpoint
         self._tokenizer = _read_tokenizer(checkpoint)
         self._chat_template: ChatTemplate | None = None
         self._live: dict[str, Completion] = {}
         self._ids = count()
-        eos = _eos_ids(checkpoint, self._tokenizer, self.model_config.vocab_size)
-        self._engine: Engine | None = Engine(decoder, self.plan, num_blocks, eos)
+        workers = None
+        if self.plan.tensor_parallel_size > 1:
+            check_shares(checkpoint, self.model_config, self.plan.tensor_parallel_size)
+            workers = Workers(self.plan, model=str(checkpoint.path.resolve()), preset=None)
+        try:
+            self._engine: Engine | None = self._load(config, progress, workers)
+        except BaseException:
+            if workers is not None:
+                workers.close()
+            raise
+
+    def _load(
+        self,
+        config: EngineConfig,
+        progress: Callable[[int, int], None] | None,
+        workers: Workers | None,
+    ) -> Engine:
+        decoder = load_decoder(
+            self._checkpoint,
+            self.model_config,
+            self.plan.precision,
+            device=self.plan.device,
+            num_positions=self.plan.max_model_len,
+            progress=progress,
+            ranks=None if workers is None else workers.ranks,
+        )
+        free_bytes = free_memory(self.plan.device) if workers is None else workers.meet()
+        num_blocks = choose_num_blocks(config, self.plan, decoder.config, free_bytes)
+        eos = _eos_ids(self._checkpoint, self._tokenizer, self.model_config.vocab_size)
+        return Engine(decoder, self.plan, num_blocks, eos, workers)
 
     @property
     def engine(self) -> Engine:
@@ -212,11 +231,15 @@ class LLM:
         return self.engine.logits(token_ids)
 
     def close(self) -> None:
-        """End all requests, let go of weights and cache, and stop the chat template's process."""
+        """End all requests, let go of weights and cache, and stop every process it has started."""
         self._drop(list(self._live.values()))
-        self._engine = None
+        engine, self._engine = self._engine, None
         self._chat_template = None  # its process ends with it
-        if self.plan.device.type == "cuda":
+        is_lost = engine is not None and engine.is_lost
+        if engine is not None:
+            engine.close()
+        del engine
+        if self.plan.device.type == "cuda" and not is_lost:
             gc.collect()
             with contextlib.suppress(torch.AcceleratorError):  # a lost device has nothing to give
                 torch.cuda.empty_cache()  # what torch keeps for its own next use

@@ -18,15 +18,15 @@ from lite_llama.bench import record
 from lite_llama.bench.harness import Machine, measure_machine
 from lite_llama.bench.peers import Transformers
 from lite_llama.checkpoint.default_model import find_default_model
-from lite_llama.checkpoint.reader import open_checkpoint
+from lite_llama.checkpoint.reader import Checkpoint, open_checkpoint
 from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memory, resolve
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.engine.workers import Workers
 from lite_llama.errors import ConfigError
 from lite_llama.models.config import ModelConfig
-from lite_llama.models.decoder import Decoder
 from lite_llama.models.families import find_family
-from lite_llama.models.loader import load_decoder, random_decoder, read_config
+from lite_llama.models.loader import check_shares, load_decoder, random_decoder, read_config
 from lite_llama.models.presets import find_preset
 
 ROUNDS = 5
@@ -44,6 +44,7 @@ def main(
     gen_len: int = 64,
     device: str = "auto",
     dtype: str = "auto",
+    tensor_parallel_size: int = 1,
     compare: bool = False,
     log: Path = record.DEFAULT_FOLDER,
 ) -> None:
@@ -52,9 +53,16 @@ def main(
     `preset` takes random weights of a well-known shape in place of a model's; `compare` runs
     transformers beside, in fp32 on the CPU and in the engine's dtype on a GPU.
     """
-    settings = EngineConfig(device=device, dtype=dtype, prefix_caching=False)  # type: ignore[arg-type]
+    settings = EngineConfig(
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]
+        prefix_caching=False,
+        tensor_parallel_size=tensor_parallel_size,
+    )
     engine = build_engine(settings, model, preset)
     name = preset or (Path(model).name if model else find_default_model().stem)
+    if tensor_parallel_size > 1:
+        name += f" tp{tensor_parallel_size}"
     machine = measure_machine(engine.plan.device)
     run = record.describe_run(engine.plan.device)
     engines: dict[str, Measure] = {"lite_llama": lambda p, n: measure_engine(engine, p, n)}
@@ -73,32 +81,43 @@ def main(
         for line in lines:
             print(row(line))
         record.append(run, lines, log)
+    engine.close()
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"peak memory of this process, all engines together: {peak_mib:.0f} MiB")
 
 
 def build_engine(settings: EngineConfig, model: str | None, preset: str | None) -> Engine:
-    """An engine on a checkpoint, or on random weights in a preset's shape."""
-    decoder: Decoder
+    """An engine on a checkpoint, or on random weights in a preset's shape.
+
+    With ranks that share the model, `Engine.close` ends them.
+    """
+    checkpoint: Checkpoint | None = None
     if preset is not None:
         config = preset_config(preset)
-        plan = resolve(settings, config)
-        decoder = random_decoder(
-            config, plan.precision, device=plan.device, num_positions=plan.max_model_len
-        )
+        path = None
     else:
         checkpoint = open_checkpoint(find_default_model() if model is None else model)
         config = read_config(checkpoint)
-        plan = resolve(settings, config)
-        decoder = load_decoder(
-            checkpoint,
-            config,
-            plan.precision,
-            device=plan.device,
-            num_positions=plan.max_model_len,
-        )
-    num_blocks = choose_num_blocks(settings, plan, config, free_memory(plan.device))
-    return Engine(decoder, plan, num_blocks, frozenset())
+        path = str(checkpoint.path.resolve())
+    plan = resolve(settings, config)
+    workers = None
+    if plan.tensor_parallel_size > 1:
+        if checkpoint is not None:
+            check_shares(checkpoint, config, plan.tensor_parallel_size)
+        workers = Workers(plan, model=path, preset=preset)
+    placed: dict[str, Any] = {
+        "device": plan.device,
+        "num_positions": plan.max_model_len,
+        "ranks": None if workers is None else workers.ranks,
+    }
+    decoder = (
+        random_decoder(config, plan.precision, **placed)
+        if checkpoint is None
+        else load_decoder(checkpoint, config, plan.precision, **placed)
+    )
+    free_bytes = free_memory(plan.device) if workers is None else workers.meet()
+    num_blocks = choose_num_blocks(settings, plan, decoder.config, free_bytes)
+    return Engine(decoder, plan, num_blocks, frozenset(), workers)
 
 
 def preset_config(preset: str) -> ModelConfig:

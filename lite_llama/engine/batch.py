@@ -1,7 +1,6 @@
 """From the scheduler's plan to the tensors of a forward pass."""
 
-from dataclasses import dataclass, replace
-
+import msgspec
 import torch
 
 from lite_llama.engine.scheduler import Scheduled
@@ -9,23 +8,42 @@ from lite_llama.engine.upload import upload
 from lite_llama.models.inputs import ForwardBatch
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What a step reads, in host values: `ForwardBatch` before it is on a device, or padded.
+class Inputs(msgspec.Struct, frozen=True, tag="forward"):
+    """A forward pass in plain numbers, as they are sent to other ranks: see `ForwardBatch`.
 
-    `bounds` are cu_seqlens_q; `table` has a row of any length for each sequence; `logits` are the
-    rows whose logits are wanted.
+    `block_table` has a row of any length for each sequence; `logits_rows` are the rows whose logits
+    are wanted.
     """
 
     token_ids: list[int]
     positions: list[int]
-    slots: list[int]
+    slot_mapping: list[int]
     seq_lens: list[int]
-    bounds: list[int]
-    table: list[list[int]]
-    logits: list[int]
-    num_decodes: int
+    cu_seqlens_q: list[int]
+    block_table: list[list[int]]
+    logits_rows: list[int]
+    num_decode_seqs: int
     max_q_len: int
+
+    @property
+    def num_prompts(self) -> int:
+        """Sequences with more than one token."""
+        return len(self.cu_seqlens_q) - 1
+
+    def on(self, device: torch.device) -> ForwardBatch:
+        """The same as tensors."""
+        width = max(map(len, self.block_table))
+        table = [blocks + [0] * (width - len(blocks)) for blocks in self.block_table]
+        return ForwardBatch(
+            token_ids=upload(self.token_ids, torch.int64, device),
+            positions=upload(self.positions, torch.int64, device),
+            slot_mapping=upload(self.slot_mapping, torch.int64, device),
+            block_table=upload(table, torch.int32, device),
+            seq_lens=upload(self.seq_lens, torch.int32, device),
+            cu_seqlens_q=upload(self.cu_seqlens_q, torch.int32, device),
+            num_decode_seqs=self.num_decode_seqs,
+            max_q_len=self.max_q_len,
+        )
 
 
 def order(planned: list[Scheduled]) -> list[Scheduled]:
@@ -41,55 +59,36 @@ def only_decodes(planned: list[Scheduled]) -> bool:
     )
 
 
-def describe(planned: list[Scheduled], block_size: int, *, all_logits: bool = False) -> Rows:
-    """The rows of an ordered, non-empty plan.
+def build(planned: list[Scheduled], block_size: int, *, all_logits: bool = False) -> Inputs:
+    """Inputs for an ordered, non-empty plan.
 
     Logits are wanted of the last row of each request that draws a token, of every row of a
     request that wants prompt log-probabilities, and with `all_logits` of every row.
     """
     num_decodes = sum(scheduled.num_new_tokens == 1 for scheduled in planned)
-    rows = Rows([], [], [], [], [num_decodes], [], [], num_decodes, 0)
-    longest = 0
+    inputs = Inputs(
+        [], [], [], [], [num_decodes], [], [], num_decodes,
+        max_q_len=max((share.num_new_tokens for share in planned[num_decodes:]), default=0),
+    )  # fmt: skip
     for scheduled in planned:
         request, count = scheduled.request, scheduled.num_new_tokens
         start = request.num_computed_tokens
-        first_row, positions = len(rows.token_ids), range(start, start + count)
+        first_row, positions = len(inputs.token_ids), range(start, start + count)
         wanted = range(first_row, first_row + count)
-        rows.logits.extend(wanted if all_logits else wanted_rows(scheduled, first_row))
-        rows.token_ids.extend(request.tokens(start, start + count))
-        rows.positions.extend(positions)
-        rows.slots.extend(slots_of(request.blocks, positions, block_size))
-        rows.seq_lens.append(start + count)
-        rows.table.append(request.blocks)
+        inputs.logits_rows.extend(wanted if all_logits else wanted_rows(scheduled, first_row))
+        inputs.token_ids.extend(request.tokens(start, start + count))
+        inputs.positions.extend(positions)
+        inputs.slot_mapping.extend(slots_of(request.blocks, positions, block_size))
+        inputs.seq_lens.append(start + count)
+        inputs.block_table.append(request.blocks)
         if count > 1:
-            rows.bounds.append(rows.bounds[-1] + count)
-            longest = max(longest, count)
-    return replace(rows, max_q_len=longest)
+            inputs.cu_seqlens_q.append(inputs.cu_seqlens_q[-1] + count)
+    return inputs
 
 
 def slots_of(blocks: list[int], positions: range, block_size: int) -> list[int]:
     """Cache slots of a sequence's positions."""
     return [blocks[place // block_size] * block_size + place % block_size for place in positions]
-
-
-def build(rows: Rows, device: torch.device) -> ForwardBatch:
-    """The same on a device."""
-    return ForwardBatch(
-        token_ids=upload(rows.token_ids, torch.int64, device),
-        positions=upload(rows.positions, torch.int64, device),
-        slot_mapping=upload(rows.slots, torch.int64, device),
-        block_table=upload(rectangle(rows.table), torch.int32, device),
-        seq_lens=upload(rows.seq_lens, torch.int32, device),
-        cu_seqlens_q=upload(rows.bounds, torch.int32, device),
-        num_decode_seqs=rows.num_decodes,
-        max_q_len=rows.max_q_len,
-    )
-
-
-def rectangle(table: list[list[int]]) -> list[list[int]]:
-    """Rows of block numbers filled up with zeros to the longest."""
-    width = max(map(len, table))
-    return [blocks + [0] * (width - len(blocks)) for blocks in table]
 
 
 def wanted_rows(scheduled: Scheduled, first_row: int) -> range:

@@ -10,6 +10,7 @@ import torch
 from lite_llama.errors import ConfigError
 from lite_llama.models.config import ModelConfig
 from lite_llama.models.loader import Precision, choose_half, resolve_precision
+from lite_llama.models.shards import check_sizes
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 _DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
@@ -18,6 +19,7 @@ _DTYPE_NAMES = ("auto", "float32", "bfloat16", "float16")
 _BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
 # Sequences in a step, by type of device.
 DEFAULT_NUM_SEQS = {"cpu": 16, "cuda": 256}
+_OPTIONAL_COUNTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_blocks")
 # Share of the free memory that the cache may take on the CPU, where other programs live too.
 _CPU_CACHE_SHARE = 0.25
 
@@ -34,6 +36,7 @@ class EngineConfig:
     block_size: tokens a KV block. num_blocks: KV blocks in all. prefix_caching: keep and reuse
     the blocks of known prefixes. gpu_memory_utilization: share of the GPU's memory to fill.
     enforce_eager: launch every kernel from the host instead of replaying CUDA graphs.
+    tensor_parallel_size: GPUs of this host (on the CPU, processes) that share the model.
     """
 
     dtype: DTypeName = "auto"
@@ -46,13 +49,16 @@ class EngineConfig:
     prefix_caching: bool = True
     gpu_memory_utilization: float = 0.9
     enforce_eager: bool = False
+    tensor_parallel_size: int = 1
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPE_NAMES:
             raise ConfigError(f"dtype is {self.dtype!r}, expected one of {', '.join(_DTYPE_NAMES)}")
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_blocks"):
+        for name in (*_OPTIONAL_COUNTS, "tensor_parallel_size"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
+            if value is None and name in _OPTIONAL_COUNTS:
+                continue
+            if type(value) is not int or value < 1:
                 raise ConfigError(
                     f"{name} is {value!r}, expected an integer from 1; raise it or leave it out"
                 )
@@ -81,6 +87,7 @@ class EnginePlan:
     block_size: int
     prefix_caching: bool
     enforce_eager: bool
+    tensor_parallel_size: int
 
     @property
     def max_blocks_per_seq(self) -> int:
@@ -94,6 +101,9 @@ def resolve(config: EngineConfig, model: ModelConfig, formats: Collection[str] =
     `formats` are those of the checkpoint's tensors.
     """
     device = resolve_device(config.device)
+    if config.tensor_parallel_size > 1:
+        check_sizes(model, config.tensor_parallel_size)
+        device = _first_of_ranks(device, config.tensor_parallel_size)
     default_len = (
         model.rope.original_max_positions if model.rope.kind == "dynamic" else model.max_positions
     )
@@ -119,7 +129,25 @@ def resolve(config: EngineConfig, model: ModelConfig, formats: Collection[str] =
         block_size=config.block_size,
         prefix_caching=config.prefix_caching,
         enforce_eager=config.enforce_eager,
+        tensor_parallel_size=config.tensor_parallel_size,
     )
+
+
+def _first_of_ranks(device: torch.device, size: int) -> torch.device:
+    """Rank 0's device: ranks take the GPUs of the machine in order, or all the CPU."""
+    if device.type == "cpu":
+        return device
+    if ":" in str(device):
+        raise ConfigError(
+            f"device is {str(device)!r}, but tensor_parallel_size {size} takes cuda:0 to "
+            f"cuda:{size - 1}; set device to cuda"
+        )
+    if torch.cuda.device_count() < size:
+        raise ConfigError(
+            f"tensor_parallel_size is {size}, limit {torch.cuda.device_count()} GPUs of this "
+            "machine; lower it"
+        )
+    return torch.device("cuda", 0)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -6,7 +6,7 @@ to the next recorded size with rows of length 0 whose slot is −1. Graphs are r
 first needed and share one memory pool.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,15 @@ from lite_llama import ops
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.device_table import DeviceTable
-from lite_llama.engine.request import Request
+from lite_llama.engine.messages import Decode, OwnsBlocks, Row
+from lite_llama.engine.recording import Recorded, record
 from lite_llama.engine.upload import upload
+from lite_llama.engine.workers import Workers
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import ChainLaunches
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.inputs import ForwardBatch
+from lite_llama.models.ranks import RankGroup
 
 _NUM_FIELDS = 4  # token id, position, slot, length
 
@@ -60,7 +63,7 @@ class DecodeGraphs:
         ]
         self._turn = 0
         # By size, and whether the greedy token is drawn within the graph.
-        self._recorded: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._recorded: dict[tuple[int, bool], Recorded] = {}
         self._drawn: Tensor | None = None  # what the last graph left in the token field
         self._pool = torch.cuda.graph_pool_handle()
         # A pool whose graphs are all gone can record no other: the first one stays.
@@ -68,7 +71,7 @@ class DecodeGraphs:
 
     def launch(
         self,
-        requests: list[Request],
+        requests: Sequence[OwnsBlocks],
         positions: list[int],
         token_ids: list[int] | Tensor,
         *,
@@ -98,7 +101,9 @@ class DecodeGraphs:
         self._drawn = result if greedy else None
         return result
 
-    def _write_fields(self, requests: list[Request], positions: list[int], size: int) -> None:
+    def _write_fields(
+        self, requests: Sequence[OwnsBlocks], positions: list[int], size: int
+    ) -> None:
         block_size = self._plan.block_size
         padding = size - len(requests)
         slots = [
@@ -117,21 +122,15 @@ class DecodeGraphs:
 
     def record(
         self, size: int, launches: ChainLaunches | None, *, greedy: bool = False
-    ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    ) -> Recorded:
         """A step of `size` sequences, and where it leaves its logits (or tokens; see `launch`)."""
-        # Kernels compile, and their scratch buffers appear, before the recording.
         self.fields[:, :size].zero_()
         self.fields[2, :size] = -1
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.forward(size, launches, greedy=greedy)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            result = self.forward(size, launches, greedy=greedy)
-        self._first = self._first or graph
-        return graph, result
+        recorded = record(
+            lambda: self.forward(size, launches, greedy=greedy), self._pool, self._plan
+        )
+        self._first = self._first or recorded[0]
+        return recorded
 
     def forward(self, size: int, launches: ChainLaunches | None, *, greedy: bool = False) -> Tensor:
         """The same step, launched from the host."""
@@ -157,3 +156,75 @@ class DecodeGraphs:
         if launches is None:
             return self._decoder.forward(inputs, self._kv_cache)
         return decode_chain.forward(self._decoder, inputs, self._kv_cache, launches)
+
+    def close(self) -> None:
+        """Destroy the graphs."""
+        for graph, _ in self._recorded.values():
+            graph.reset()
+        self._recorded.clear()
+        self._drawn = None
+
+
+class SharedGraphs(DecodeGraphs):
+    """Decode steps of ranks that share a model: each records and replays what rank 0 launches.
+
+    A step's exchanges are in its graph. Since every rank has all logits, a greedy token is drawn
+    by each in the graph and needs no exchange of its own; tokens that rank 0 has drawn otherwise
+    and not read are broadcast before the next step, from GPU to GPU.
+    """
+
+    def __init__(
+        self, decoder: Decoder, kv_cache: KVCache, plan: EnginePlan, workers: Workers | None
+    ) -> None:
+        """`workers` on rank 0; None on the others, which `follow`."""
+        super().__init__(decoder, kv_cache, plan)
+        self._workers = workers
+        self._rows: list[Row] = []
+        self._sent: list[tuple[list[int], int]] = []
+
+    def launch(
+        self,
+        requests: Sequence[OwnsBlocks],
+        positions: list[int],
+        token_ids: list[int] | Tensor,
+        *,
+        greedy: bool = False,
+    ) -> Tensor:
+        """Compute one token of each request, on every rank; see `DecodeGraphs.launch`."""
+        if self._workers is None:
+            raise AssertionError("rank 0 launches, the others follow")
+        step = Decode(
+            positions=positions,
+            rows=self._rows_to_send(requests),
+            token_ids=None if isinstance(token_ids, Tensor) else token_ids,
+            are_drawn=isinstance(token_ids, Tensor) and token_ids is self._drawn,
+            greedy=greedy,
+        )
+        with self._workers.step():
+            self._workers.send(step)
+            if isinstance(token_ids, Tensor) and not step.are_drawn:
+                token_ids = self._workers.ranks.broadcast(token_ids)
+            return super().launch(requests, positions, token_ids, greedy=greedy)
+
+    def _rows_to_send(self, requests: Sequence[OwnsBlocks]) -> list[Row] | None:
+        """The sequences' blocks; None if they are those of the launch before."""
+        before = self._sent
+        self._sent = [(request.blocks, len(request.blocks)) for request in requests]
+        same = len(before) == len(requests) and all(
+            was is blocks and length == count
+            for (was, length), (blocks, count) in zip(before, self._sent, strict=True)
+        )
+        return None if same else [Row(request.blocks) for request in requests]
+
+    def follow(self, step: Decode, ranks: RankGroup) -> None:
+        """Compute what rank 0 has launched."""
+        self._rows = self._rows if step.rows is None else step.rows
+        token_ids: list[int] | Tensor | None = step.token_ids
+        if step.are_drawn:
+            token_ids = self._drawn
+        elif token_ids is None:
+            unread = torch.empty(len(step.positions), dtype=torch.int64, device=self.fields.device)
+            token_ids = ranks.broadcast(unread)
+        if token_ids is None:
+            raise AssertionError("no step before has drawn the tokens of this one")
+        super().launch(self._rows, step.positions, token_ids, greedy=step.greedy)

@@ -1,7 +1,7 @@
 """The engine: requests come and go, each step advances all that run."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from lite_llama.engine.request import Grammar, Request, StepOutput, TokenLogprob
 from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.engine.scheduler import Scheduled, Scheduler
+from lite_llama.engine.workers import Workers
 from lite_llama.errors import ContextTooLong, RequestError
 from lite_llama.models.decoder import Decoder
 
@@ -42,6 +43,10 @@ class _ReadBack:
             self._event.record()
         else:
             self._host = tokens
+
+    def has_come(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> list[int]:
         """The tokens, when they have arrived."""
@@ -71,15 +76,26 @@ class _Drawn:
 
 
 class Engine:
-    """Continuous batching over one model. Not thread-safe: one thread owns it."""
+    """Continuous batching over one model. Not thread-safe: one thread owns it.
+
+    With `workers`, `decoder` is rank 0's share of the model, and they have the others.
+    """
 
     def __init__(
-        self, decoder: Decoder, plan: EnginePlan, num_blocks: int, eos_token_ids: frozenset[int]
+        self,
+        decoder: Decoder,
+        plan: EnginePlan,
+        num_blocks: int,
+        eos_token_ids: frozenset[int],
+        workers: Workers | None = None,
     ) -> None:
         self.plan = plan
         self.model = decoder.config
         self.eos_token_ids = eos_token_ids
-        self.runner = Runner(decoder, plan, num_blocks)
+        if workers is not None:
+            workers.begin(num_blocks)
+        self._workers = workers
+        self.runner = Runner(decoder, plan, num_blocks, workers)
         self.scheduler = Scheduler(
             BlockPool(num_blocks, plan.block_size, plan.prefix_caching),
             plan.max_num_seqs,
@@ -141,8 +157,31 @@ class Engine:
         if live is not None:
             self.scheduler.abort(live.request)
 
+    def on_worker_lost(self, callback: Callable[[str], None]) -> None:
+        """Call `callback(reason)` from another thread if another rank is lost, and all with it."""
+        if self._workers is not None:
+            self._workers.on_lost(callback)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another rank is lost: every step is an EngineError, and a GPU may hang."""
+        return self._workers is not None and self._workers.is_lost
+
+    def close(self) -> None:
+        """End the other ranks, if there are any; no step may follow then. Safe to call twice."""
+        if self._workers is None:
+            return
+        self._ahead = None
+        self._workers.settle()
+        if not self.is_lost:
+            self.runner.close()
+        self._workers.close()
+
     def step(self) -> list[StepOutput]:
-        """Advance every request that can run; one output for each that drew a token."""
+        """Advance every request that can run; one output for each that drew a token.
+
+        EngineError if ranks share the model and one is lost.
+        """
         step, self._ahead = self._ahead, None
         if step is None:
             with self._stage("compute"):
@@ -201,6 +240,8 @@ class Engine:
 
     def _finish(self, step: _Drawn) -> list[StepOutput]:
         """Read a step's tokens and book them; requests that ended meanwhile are passed over."""
+        if self._workers is not None:  # one that is gone would be waited for forever
+            self._workers.wait_until(step.tokens.has_come)
         drawn = step.tokens.wait()
         going = [i for i, request in enumerate(step.drawing) if request.finish_reason is None]
         tokens = {step.drawing[i].request_id: drawn[i] for i in going}

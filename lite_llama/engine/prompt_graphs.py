@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from lite_llama.cache.kv_cache import KVCache
-from lite_llama.engine.batch import Rows
+from lite_llama.engine.batch import Inputs
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.device_table import DeviceTable
+from lite_llama.engine.recording import Recorded, record
 from lite_llama.engine.upload import upload
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.inputs import ForwardBatch
@@ -38,27 +39,27 @@ class PromptGraphs:
         self._tokens = torch.zeros(3 * _SIZES[-1], dtype=torch.int64, device=device)
         self._counts = torch.zeros(num_rows + MAX_PROMPTS + 1, dtype=torch.int32, device=device)
         self._table = DeviceTable(num_rows, plan.max_blocks_per_seq, device)
-        self._recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._recorded: dict[tuple[int, int], Recorded] = {}
         self._pool = None if plan.enforce_eager else torch.cuda.graph_pool_handle()
 
     @staticmethod
-    def fits(rows: Rows) -> bool:
+    def fits(inputs: Inputs) -> bool:
         """Whether a step is small enough."""
-        return len(rows.token_ids) <= _SIZES[-1] and len(rows.bounds) - 1 <= MAX_PROMPTS
+        return len(inputs.token_ids) <= _SIZES[-1] and inputs.num_prompts <= MAX_PROMPTS
 
-    def run(self, rows: Rows) -> Tensor:
+    def run(self, inputs: Inputs) -> Tensor:
         """Hidden states [num_tokens, hidden] of a step that fits; the next run overwrites them."""
-        size = _SIZES[bisect_left(_SIZES, len(rows.token_ids))]
-        decodes = self._num_decodes(rows.num_decodes, size)
+        size = _SIZES[bisect_left(_SIZES, len(inputs.token_ids))]
+        decodes = self._num_decodes(inputs.num_decode_seqs, size)
         if not self._plan.enforce_eager and (size, decodes) not in self._recorded:
             self._recorded[size, decodes] = self._record(size, decodes)
-        self._write(rows, size, decodes)
+        self._write(inputs, size, decodes)
         if self._plan.enforce_eager:
             hidden = self._forward(size, decodes)
         else:
             graph, hidden = self._recorded[size, decodes]
             graph.replay()
-        return hidden[: len(rows.token_ids)]
+        return hidden[: len(inputs.token_ids)]
 
     def _num_decodes(self, asked: int, size: int) -> int:
         if asked == 0:
@@ -66,33 +67,30 @@ class PromptGraphs:
         limit = self._plan.max_num_seqs
         return min(size, limit, _FEW if asked <= _FEW else limit)
 
-    def _write(self, rows: Rows, size: int, decodes: int) -> None:
-        device, padding = self._plan.device, size - len(rows.token_ids)
-        tokens = rows.token_ids + [0] * padding + rows.positions + [0] * padding
-        tokens += rows.slots + [-1] * padding
+    def _write(self, inputs: Inputs, size: int, decodes: int) -> None:
+        device, padding = self._plan.device, size - len(inputs.token_ids)
+        tokens = inputs.token_ids + [0] * padding + inputs.positions + [0] * padding
+        tokens += inputs.slot_mapping + [-1] * padding
         self._tokens[: 3 * size].copy_(upload(tokens, torch.int64, device))
-        free = MAX_PROMPTS - (len(rows.bounds) - 1)
-        counts = rows.seq_lens[: rows.num_decodes] + [0] * (decodes - rows.num_decodes)
-        counts += rows.seq_lens[rows.num_decodes :] + [0] * free
-        counts += rows.bounds + rows.bounds[-1:] * free
+        asked, free = inputs.num_decode_seqs, MAX_PROMPTS - inputs.num_prompts
+        counts = inputs.seq_lens[:asked] + [0] * (decodes - asked)
+        counts += inputs.seq_lens[asked:] + [0] * free
+        counts += inputs.cu_seqlens_q + inputs.cu_seqlens_q[-1:] * free
         self._counts[: len(counts)].copy_(upload(counts, torch.int32, device))
-        self._table.write(0, rows.table[: rows.num_decodes])
-        self._table.write(decodes, rows.table[rows.num_decodes :])
+        self._table.write(0, inputs.block_table[:asked])
+        self._table.write(decodes, inputs.block_table[asked:])
 
-    def _record(self, size: int, decodes: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        # Kernels compile, and their scratch buffers appear, before the recording.
+    def _record(self, size: int, decodes: int) -> Recorded:
         self._tokens.zero_()
         self._tokens[2 * size : 3 * size] = -1
         self._counts.zero_()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._forward(size, decodes)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            hidden = self._forward(size, decodes)
-        return graph, hidden
+        return record(lambda: self._forward(size, decodes), self._pool, self._plan)
+
+    def close(self) -> None:
+        """Destroy the graphs."""
+        for graph, _ in self._recorded.values():
+            graph.reset()
+        self._recorded.clear()
 
     def _forward(self, size: int, decodes: int) -> Tensor:
         token_ids, positions, slots = self._tokens[: 3 * size].view(3, size)

@@ -6,17 +6,23 @@ from torch import Tensor
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine import batch
 from lite_llama.engine.config import EnginePlan
-from lite_llama.engine.cuda_graphs import DecodeGraphs
+from lite_llama.engine.cuda_graphs import DecodeGraphs, SharedGraphs
 from lite_llama.engine.prompt_graphs import PromptGraphs
 from lite_llama.engine.scheduler import Scheduled
 from lite_llama.engine.upload import upload
+from lite_llama.engine.workers import Workers
 from lite_llama.models.decoder import Decoder
 
 
 class Runner:
-    """One model on one device."""
+    """One model, or one rank's share of it, on one device.
 
-    def __init__(self, decoder: Decoder, plan: EnginePlan, num_blocks: int) -> None:
+    With `workers`, it is rank 0's, and what it runs they run too.
+    """
+
+    def __init__(
+        self, decoder: Decoder, plan: EnginePlan, num_blocks: int, workers: Workers | None = None
+    ) -> None:
         model = decoder.config
         self.decoder = decoder
         self.plan = plan
@@ -25,15 +31,22 @@ class Runner:
             plan.precision.activations,
             plan.device,
         )
-        on_gpu = plan.device.type == "cuda"
-        graphs = on_gpu and not plan.enforce_eager
-        self.graphs = DecodeGraphs(decoder, self.kv_cache, plan) if graphs else None
+        self._workers = workers
+        self.graphs: DecodeGraphs | None = None
+        if plan.device.type == "cuda" and not plan.enforce_eager:
+            self.graphs = (
+                DecodeGraphs(decoder, self.kv_cache, plan)
+                if plan.tensor_parallel_size == 1
+                else SharedGraphs(decoder, self.kv_cache, plan, workers)
+            )
         # Padded without graphs too: the same kernels, so the same bits.
-        self.prompts = PromptGraphs(decoder, self.kv_cache, plan) if on_gpu else None
+        self.prompts: PromptGraphs | None = None
+        if plan.device.type == "cuda":
+            self.prompts = PromptGraphs(decoder, self.kv_cache, plan)
 
     @torch.inference_mode()
     def run(self, planned: list[Scheduled], *, all_logits: bool = False) -> Tensor:
-        """Logits, float32 [num_wanted_rows, vocab], of an ordered plan (see `batch.describe`)."""
+        """Logits, float32 [num_wanted_rows, vocab], of an ordered plan (see `batch.build`)."""
         if self.graphs is not None and not all_logits and batch.only_decodes(planned):
             requests = [scheduled.request for scheduled in planned]
             positions = [request.num_computed_tokens for request in requests]
@@ -42,15 +55,29 @@ class Runner:
                 for request, position in zip(requests, positions, strict=True)
             ]
             return self.graphs.launch(requests, positions, tokens)
-        rows = batch.describe(planned, self.plan.block_size, all_logits=all_logits)
-        hidden = self._hidden(rows)
-        if not rows.logits:  # a chunk of a prompt that goes on
+        inputs = batch.build(planned, self.plan.block_size, all_logits=all_logits)
+        if self._workers is None:
+            return self.compute(inputs)
+        with self._workers.step():
+            self._workers.send(inputs)
+            return self.compute(inputs)
+
+    def compute(self, inputs: batch.Inputs) -> Tensor:
+        """Logits of these inputs, on this rank's part of it all."""
+        hidden = self._hidden(inputs)
+        if not inputs.logits_rows:  # a chunk of a prompt that goes on
             return torch.empty(0, self.decoder.config.vocab_size, device=hidden.device)
-        if len(rows.logits) < len(rows.token_ids):
-            hidden = hidden[upload(rows.logits, torch.int64, self.plan.device)]
+        if len(inputs.logits_rows) < len(inputs.token_ids):
+            hidden = hidden[upload(inputs.logits_rows, torch.int64, self.plan.device)]
         return self.decoder.logits(hidden)
 
-    def _hidden(self, rows: batch.Rows) -> Tensor:
-        if self.prompts is not None and rows.max_q_len and self.prompts.fits(rows):
-            return self.prompts.run(rows)
-        return self.decoder.hidden(batch.build(rows, self.plan.device), self.kv_cache)
+    def _hidden(self, inputs: batch.Inputs) -> Tensor:
+        if self.prompts is not None and inputs.max_q_len and self.prompts.fits(inputs):
+            return self.prompts.run(inputs)
+        return self.decoder.hidden(inputs.on(self.plan.device), self.kv_cache)
+
+    def close(self) -> None:
+        """Destroy the graphs."""
+        for graphs in (self.graphs, self.prompts):
+            if graphs is not None:
+                graphs.close()

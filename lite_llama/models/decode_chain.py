@@ -21,7 +21,10 @@ from lite_llama.models.layers import Linear
 
 
 def fits(decoder: Decoder, num_tokens: int) -> bool:
-    """Whether the chain serves this model and step: few tokens, dense weights of one dtype."""
+    """Whether the chain serves this model and step: few tokens, dense weights of one dtype.
+
+    And all of them: between ranks that share a model, o and down end in a sum the chain lacks.
+    """
     if num_tokens > MAX_TOKENS:
         return False
     linears = [decoder.head]
@@ -31,7 +34,9 @@ def fits(decoder: Decoder, num_tokens: int) -> bool:
         isinstance(decoder.embedding, Tensor)
         and decoder.embedding.is_cuda
         and all(
-            isinstance(linear.weight, DenseWeight) and linear.weight.values.dtype == decoder.dtype
+            type(linear) is Linear
+            and isinstance(linear.weight, DenseWeight)
+            and linear.weight.values.dtype == decoder.dtype
             for linear in linears
         )
     )

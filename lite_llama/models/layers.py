@@ -1,11 +1,12 @@
-"""The two parameterised layers a decoder is made of."""
+"""The parameterised layers a decoder is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from lite_llama import ops
 from lite_llama.layouts.packed_weight import PackedWeight
+from lite_llama.models.ranks import RankGroup
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,31 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """x [num_tokens, in_features] -> [num_tokens, out_features]."""
         return ops.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class SummedLinear(Linear):
+    """A linear layer whose columns ranks share: each gives a part of the sum.
+
+    `bias` is rank 0's alone, so that it is added once.
+    """
+
+    ranks: RankGroup = field(kw_only=True)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [num_tokens, this rank's in_features] -> [num_tokens, out_features], on every rank."""
+        return self.ranks.sum(ops.linear(x, self.weight, self.bias))
+
+
+@dataclass(frozen=True)
+class GatheredLinear(Linear):
+    """A linear layer whose rows ranks share, put together again."""
+
+    ranks: RankGroup = field(kw_only=True)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [num_tokens, in_features] -> float32 [num_tokens, out_features of all], everywhere."""
+        return self.ranks.gather_columns(ops.linear(x, self.weight, self.bias))
 
 
 @dataclass(frozen=True)

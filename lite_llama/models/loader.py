@@ -23,9 +23,11 @@ from lite_llama.models.config import ModelConfig
 from lite_llama.models.decoder import Block, Decoder
 from lite_llama.models.families import find_family
 from lite_llama.models.families.family import Family, Part
-from lite_llama.models.layers import Linear, RMSNorm
+from lite_llama.models.layers import GatheredLinear, Linear, RMSNorm, SummedLinear
 from lite_llama.models.mlp import GatedMLP
+from lite_llama.models.ranks import RankGroup
 from lite_llama.models.rotary import cos_sin_table
+from lite_llama.models.shards import Share, check_blocks, check_sizes
 
 _INT4_FORMATS = {"Q4_0": q4_0, "Q4_1": q4_1}
 # Tensors that some converters write and that carry nothing a decoder needs.
@@ -128,6 +130,12 @@ class ParameterSource:
     shape: tuple[int, ...]
     parts: tuple[tuple[RawTensor, Part], ...]
 
+    def cut(self, share: Share, whole: ModelConfig) -> "ParameterSource":
+        """The part of it that one rank holds."""
+        parts = share.cut(self.name, self.parts, whole)
+        shape = (sum(raw.shape[0] for raw, _ in parts), *parts[0][0].shape[1:])
+        return ParameterSource(self.name, shape, parts)
+
 
 def find_sources(checkpoint: Checkpoint, config: ModelConfig) -> list[ParameterSource]:
     """Every parameter with its source tensors; a missing, misshapen or leftover one is an error."""
@@ -151,6 +159,13 @@ def find_sources(checkpoint: Checkpoint, config: ModelConfig) -> list[ParameterS
         sources.append(ParameterSource(name, shape, tuple(found)))
     _check_leftovers(checkpoint, config, used)
     return sources
+
+
+def check_shares(checkpoint: Checkpoint, config: ModelConfig, size: int) -> None:
+    """Raise ConfigError if `size` ranks cannot share this model."""
+    check_sizes(config, size)
+    for source in find_sources(checkpoint, config):
+        check_blocks(source.name, source.parts, config, size)
 
 
 def _parts_of(family: Family, kind: str, name: str) -> Iterator[Part]:
@@ -209,10 +224,12 @@ def load_decoder(
     device: torch.device,
     num_positions: int,
     progress: Callable[[int, int], None] | None = None,
+    ranks: RankGroup | None = None,
 ) -> Decoder:
     """Pack every parameter and build the decoder; `progress(bytes done, bytes in all)`.
 
-    `num_positions` sizes the rotary table.
+    `num_positions` sizes the rotary table. With `ranks`, which may join later, it is this rank's
+    share of the model (see `check_shares`).
     """
     packer = _Packer(config, precision, device)
     sources = find_sources(checkpoint, config)
@@ -220,35 +237,63 @@ def load_decoder(
     done = 0
     packed: dict[str, PackedWeight | EncodedRows | Tensor] = {}
     for source in sources:
-        packed[source.name] = table = packer.pack(source)
+        part = source if ranks is None else source.cut(ranks.share, config)
+        packed[source.name] = table = packer.pack(part)
         if source.name == "embedding.weight" and config.tied_head:
-            if isinstance(table, Tensor) and precision.weights is not None:
-                packed["head.weight"] = DenseWeight(table)
-            else:
-                packed["head.weight"] = packer.pack(replace(source, name="head.weight"))
+            packed["head.weight"] = _tied_head(packer, source, table, ranks)
         done += sum(raw.data.nbytes for raw, _ in source.parts)
         if progress is not None:
             progress(done, total)
     cos_sin = cos_sin_table(config.rope, num_positions).to(device)
-    return _build(config, packed, cos_sin, precision.activations)
+    held = config if ranks is None else ranks.share.config(config)
+    return _build(held, packed, cos_sin, precision.activations, ranks)
+
+
+def _tied_head(
+    packer: "_Packer",
+    source: ParameterSource,
+    table: PackedWeight | EncodedRows | Tensor,
+    ranks: RankGroup | None,
+) -> PackedWeight | EncodedRows | Tensor:
+    """The head that is the embedding again: the same memory where the table is a matrix."""
+    head = replace(source, name="head.weight")
+    if isinstance(table, Tensor) and packer.precision.weights is not None:
+        if ranks is None:
+            return DenseWeight(table)
+        return DenseWeight(ranks.share.cut_values(head.name, table, packer.config))
+    return packer.pack(head if ranks is None else head.cut(ranks.share, packer.config))
 
 
 def random_decoder(
-    config: ModelConfig, precision: Precision, *, device: torch.device, num_positions: int
+    config: ModelConfig,
+    precision: Precision,
+    *,
+    device: torch.device,
+    num_positions: int,
+    ranks: RankGroup | None = None,
 ) -> Decoder:
-    """A decoder with random weights (normal, 0.02 wide; norms near 1), for benchmarks and tests."""
+    """A decoder with random weights (normal, 0.02 wide; norms near 1), for benchmarks and tests.
+
+    With `ranks`, it is this rank's share of one model, whose weights all ranks draw alike.
+    """
     dtype = precision.weights or precision.activations
     packed: dict[str, PackedWeight | EncodedRows | Tensor] = {}
+    alike = None if ranks is None else torch.Generator(device).manual_seed(0)
     for name, shape in expected_shapes(config).items():
-        values = torch.randn(shape, dtype=dtype, device=device) * 0.02
+        values = torch.randn(shape, dtype=dtype, device=device, generator=alike) * 0.02
         if "norm" in name:
             values += 1.0
         is_matrix = len(shape) == 2 and name != "embedding.weight"
-        packed[name] = DenseWeight(values) if is_matrix else values
+        part = values if ranks is None else ranks.share.cut_values(name, values, config)
+        packed[name] = DenseWeight(part) if is_matrix else part
         if name == "embedding.weight" and config.tied_head:
-            packed["head.weight"] = DenseWeight(values)
+            head = values
+            if ranks is not None:
+                head = ranks.share.cut_values("head.weight", values, config)
+            packed["head.weight"] = DenseWeight(head)
     cos_sin = cos_sin_table(config.rope, num_positions).to(device)
-    return _build(config, packed, cos_sin, precision.activations)
+    held = config if ranks is None else ranks.share.config(config)
+    return _build(held, packed, cos_sin, precision.activations, ranks)
 
 
 @dataclass(frozen=True)
@@ -336,6 +381,7 @@ def _build(
     packed: Mapping[str, PackedWeight | EncodedRows | Tensor],
     cos_sin: Tensor,
     activations: torch.dtype,
+    ranks: RankGroup | None,
 ) -> Decoder:
     def vector(name: str) -> Tensor | None:
         value = packed.get(name)
@@ -362,7 +408,7 @@ def _build(
         attention = Attention(
             config=config,
             qkv=linear(at + "qkv"),
-            o=linear(at + "o"),
+            o=_summed(linear(at + "o"), ranks),
             q_norm=norm(at + "q_norm"),
             k_norm=norm(at + "k_norm"),
             cos_sin=cos_sin,
@@ -371,7 +417,7 @@ def _build(
             attention_norm=required_norm(at + "attention_norm"),
             attention=attention,
             mlp_norm=required_norm(at + "mlp_norm"),
-            mlp=GatedMLP(gate_up=linear(at + "gate_up"), down=linear(at + "down")),
+            mlp=GatedMLP(gate_up=linear(at + "gate_up"), down=_summed(linear(at + "down"), ranks)),
         )
 
     embedding = packed["embedding.weight"]
@@ -382,6 +428,17 @@ def _build(
         embedding=embedding,
         blocks=tuple(block(i) for i in range(config.num_layers)),
         final_norm=required_norm("final_norm"),
-        head=linear("head"),
+        head=_gathered(linear("head"), ranks),
         dtype=activations,
     )
+
+
+def _summed(linear: Linear, ranks: RankGroup | None) -> Linear:
+    if ranks is None:
+        return linear
+    bias = linear.bias if ranks.share.rank == 0 else None
+    return SummedLinear(linear.weight, bias, ranks=ranks)
+
+
+def _gathered(linear: Linear, ranks: RankGroup | None) -> Linear:
+    return linear if ranks is None else GatheredLinear(linear.weight, linear.bias, ranks=ranks)

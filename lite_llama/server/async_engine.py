@@ -26,7 +26,7 @@ from lite_llama.completion import Completion, TextChunk
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.request import Grammar, StepOutput
 from lite_llama.engine.sampling_params import SamplingParams
-from lite_llama.errors import RequestError
+from lite_llama.errors import EngineError, RequestError
 from lite_llama.server.metrics import Metrics
 from lite_llama.server.problems import Problem, overloaded, refused
 from lite_llama.text.tokenizer import Tokenizer
@@ -174,6 +174,7 @@ class AsyncEngine:
         self._unstarted: dict[str, float] = {}  # arrival of those that have not run yet
         self._num_failed_steps = 0
         self._heartbeat = time.monotonic()
+        engine.on_worker_lost(lambda reason: self._post(lambda: self.declare_dead(reason)))
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -430,7 +431,8 @@ class AsyncEngine:
         self._num_failed_steps += 1
         scheduler = self._engine.scheduler
         running = {request.request_id for request in scheduler.running}
-        is_lost = isinstance(error, torch.AcceleratorError)  # the device, until the process ends
+        # The device, or another rank, until the process ends.
+        is_lost = isinstance(error, torch.AcceleratorError | EngineError)
         if is_lost or not running or self._num_failed_steps >= MAX_FAILED_STEPS:
             raise error
         for generation in _generations(self._live[one] for one in running if one in self._live):

@@ -75,7 +75,12 @@ def serve(model: str | None, config: ServeConfig, settings: dict[str, Any], phas
             with phases.phase("warm up"):
                 warm_up(llm)
             name = served_name(model)
-            return uvloop.run(_serve(llm, name, config, tracer, listener, phases))
+            code = uvloop.run(_serve(llm, name, config, tracer, listener, phases))
+            if code:
+                if tracer is not None:
+                    tracer.close()
+                os._exit(code)  # a lost device or rank cannot be waited for, nor closed
+            return code
     finally:
         listener.close()
         if tracer is not None:

@@ -10,6 +10,7 @@ from lite_llama.bench.ops import run
 from lite_llama.bench.plot import draw
 from lite_llama.engine.config import EngineConfig
 from lite_llama.errors import ConfigError
+from tests.models import tiny
 
 _CPU = Machine(torch.device("cpu"))
 
@@ -115,3 +116,15 @@ def test_a_latency_of_one_token_is_refused() -> None:
     with pytest.raises(ConfigError, match="gen_len is 1, limit 2"):
         latency.measure_engine(engine, prompts, 1)
     assert len(latency.measure_engine(engine, prompts, 2)[2][0]) == 2
+
+
+def test_what_ranks_share_is_measured_like_what_one_process_has(tmp_path: Path) -> None:
+    model = tiny.save(tiny.model(), tmp_path)
+    drawn = []
+    for size in (1, 2):
+        asked = EngineConfig(device="cpu", dtype="float32", tensor_parallel_size=size)
+        engine = latency.build_engine(asked, str(model), None)
+        prompts = latency.random_prompts(2, 8, engine.model.vocab_size)
+        drawn.append(latency.measure_engine(engine, prompts, 6)[2])
+        engine.close()
+    assert drawn[0] == drawn[1]

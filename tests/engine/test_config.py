@@ -47,6 +47,11 @@ MODEL = ModelConfig(
         ("block_size", 12),
         ("block_size", 16.0),
         ("prefix_caching", 1),
+        ("tensor_parallel_size", 0),
+        ("tensor_parallel_size", None),
+        ("tensor_parallel_size", 2.0),
+        ("tensor_parallel_size", True),
+        ("tensor_parallel_size", 3),
         ("gpu_memory_utilization", 0),
         ("gpu_memory_utilization", 1.1),
         ("gpu_memory_utilization", float("nan")),
@@ -64,6 +69,21 @@ def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="torch sees no GPU; use --device cpu"):
         resolve(EngineConfig(device="cuda"), MODEL)
     assert resolve(EngineConfig(), MODEL).device == torch.device("cpu")
+
+
+def test_ranks_take_the_gpus_in_order_and_there_must_be_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    plan = resolve(EngineConfig(device="cuda", tensor_parallel_size=2), MODEL)
+    assert (plan.device, plan.tensor_parallel_size) == (torch.device("cuda", 0), 2)
+    assert resolve(EngineConfig(device="cuda"), MODEL).device == torch.device("cuda")
+    with pytest.raises(ConfigError, match="device is 'cuda:1', but tensor_parallel_size 2 takes"):
+        resolve(EngineConfig(device="cuda:1", tensor_parallel_size=2), MODEL)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="tensor_parallel_size is 2, limit 1 GPUs of this machi"):
+        resolve(EngineConfig(device="cuda", tensor_parallel_size=2), MODEL)
 
 
 def test_defaults_suit_model_and_machine() -> None:

@@ -45,8 +45,8 @@ def fill(decoder: Decoder, cache: KVCache, shares: list[Scheduled]) -> None:
         request, count = share.request, share.request.num_computed_tokens
         if count:
             request.num_computed_tokens = 0
-            rows = batch.describe([Scheduled(request, count)], BLOCK_SIZE)
-            decoder.hidden(batch.build(rows, CPU), cache)
+            inputs = batch.build([Scheduled(request, count)], BLOCK_SIZE)
+            decoder.hidden(inputs.on(CPU), cache)
             request.num_computed_tokens = count
 
 
@@ -69,8 +69,8 @@ def test_a_padded_step_has_the_rows_of_a_plain_one(sizes: list[tuple[int, int]])
     )
     plan = resolve(asked, CONFIG)
     shares = planned(*sizes)
-    rows = batch.describe(shares, BLOCK_SIZE)
-    assert PromptGraphs.fits(rows)
+    inputs = batch.build(shares, BLOCK_SIZE)
+    assert PromptGraphs.fits(inputs)
     shape = (CONFIG.num_layers, NUM_BLOCKS, BLOCK_SIZE, CONFIG.num_kv_heads, CONFIG.head_dim)
     caches = [KVCache.allocate(shape, torch.float32, CPU) for _ in range(2)]
     for cache in caches:
@@ -78,14 +78,14 @@ def test_a_padded_step_has_the_rows_of_a_plain_one(sizes: list[tuple[int, int]])
             layer.k.zero_()
             layer.v.zero_()
         fill(decoder, cache, shares)
-    want = decoder.hidden(batch.build(rows, CPU), caches[0])
+    want = decoder.hidden(inputs.on(CPU), caches[0])
     padded = PromptGraphs(decoder, caches[1], plan)
     other = planned((0, 9), (2, 1), seed=5)  # what a step before has left in the buffers
-    padded.run(batch.describe(other, BLOCK_SIZE))
+    padded.run(batch.build(other, BLOCK_SIZE))
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         ours.k.copy_(theirs.k)
         ours.v.copy_(theirs.v)
-    got = padded.run(rows)
+    got = padded.run(inputs)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         torch.testing.assert_close(ours.k, theirs.k, rtol=1e-5, atol=1e-5)
@@ -93,8 +93,8 @@ def test_a_padded_step_has_the_rows_of_a_plain_one(sizes: list[tuple[int, int]])
 
 
 def test_steps_that_are_too_large_do_not_fit() -> None:
-    assert not PromptGraphs.fits(batch.describe(planned(*[(0, 2)] * (MAX_PROMPTS + 1)), 8))
-    assert PromptGraphs.fits(batch.describe(planned(*[(0, 2)] * MAX_PROMPTS), 8))
+    assert not PromptGraphs.fits(batch.build(planned(*[(0, 2)] * (MAX_PROMPTS + 1)), 8))
+    assert PromptGraphs.fits(batch.build(planned(*[(0, 2)] * MAX_PROMPTS), 8))
 
 
 def test_a_device_table_follows_lists_that_grow_move_and_are_replaced() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from lite_llama import LLM
 from tests.models import tiny
@@ -144,37 +143,7 @@ def test_a_half_precision_file_is_decoded_exactly(tmp_path: Path, dtype: torch.d
 @pytest.mark.parametrize("bias", [False, True])
 def test_internlm2_is_llama_with_grouped_rows(tmp_path: Path, *, bias: bool) -> None:
     built = tiny.model(attention_bias=bias, num_attention_heads=6, hidden_size=72)
-    tiny.save(built, tmp_path)
-    config = built.config
-    llama = load_file(tmp_path / "model.safetensors")
-    names = {
-        "input_layernorm": "attention_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "mlp.gate_proj": "feed_forward.w1",
-        "mlp.up_proj": "feed_forward.w3",
-        "mlp.down_proj": "feed_forward.w2",
-        "self_attn.o_proj": "attention.wo",
-        "embed_tokens": "tok_embeddings",
-        "lm_head": "output",
-    }
-    renamed = {}
-    for name, values in llama.items():
-        new = name
-        for old, other in names.items():
-            new = new.replace(old, other)
-        renamed[new] = values
-    for i in range(config.num_hidden_layers):
-        for kind in ("weight", "bias") if bias else ("weight",):
-            q, k, v = (
-                renamed.pop(f"model.layers.{i}.self_attn.{x}_proj.{kind}").unflatten(
-                    0, (config.num_key_value_heads, -1, 12)
-                )
-                for x in "qkv"
-            )
-            grouped = torch.cat((q, k, v), dim=1).flatten(0, 2)
-            renamed[f"model.layers.{i}.attention.wqkv.{kind}"] = grouped.contiguous()
-    save_file(renamed, tmp_path / "model.safetensors")
-    rewrite_config(tmp_path, architectures=["InternLM2ForCausalLM"], bias=bias, head_dim=None)
+    tiny.save_as_internlm2(built, tmp_path)
     assert_equal_logits(tmp_path, built)
 
 

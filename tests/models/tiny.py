@@ -1,5 +1,6 @@
 """Random two-layer models: built with transformers, saved as a directory or as a GGUF file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import gguf
 import torch
 import transformers
 from gguf import GGMLQuantizationType as QType
+from safetensors.torch import save_file
 from torch import Tensor
 
 VOCAB = 260
@@ -56,6 +58,44 @@ def model(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
 def save(built: Any, path: Path, **options: Any) -> Path:
     """Save as a Hugging Face directory."""
     built.save_pretrained(path, **options)
+    return path
+
+
+def save_as_internlm2(built: Any, path: Path) -> Path:
+    """Save a llama as an InternLM2 directory: other names, and q, k and v grouped in one tensor."""
+    config = built.config
+    biased = config.attention_bias
+    names = {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2",
+        "self_attn.o_proj": "attention.wo",
+        "embed_tokens": "tok_embeddings",
+        "lm_head": "output",
+    }
+    renamed = {}
+    for name, values in built.state_dict().items():
+        new = name
+        for old, other in names.items():
+            new = new.replace(old, other)
+        renamed[new] = values.contiguous()
+    for i in range(config.num_hidden_layers):
+        for kind in ("weight", "bias") if biased else ("weight",):
+            q, k, v = (
+                renamed.pop(f"model.layers.{i}.self_attn.{x}_proj.{kind}").unflatten(
+                    0, (config.num_key_value_heads, -1, config.head_dim)
+                )
+                for x in "qkv"
+            )
+            grouped = torch.cat((q, k, v), dim=1).flatten(0, 2)
+            renamed[f"model.layers.{i}.attention.wqkv.{kind}"] = grouped.contiguous()
+    save(built, path)
+    save_file(renamed, path / "model.safetensors")
+    settings = json.loads((path / "config.json").read_text())
+    settings |= {"architectures": ["InternLM2ForCausalLM"], "bias": biased, "head_dim": None}
+    (path / "config.json").write_text(json.dumps(settings))
     return path
 
 

@@ -276,8 +276,29 @@ ROWS: dict[str, Row] = {
             "test_a_killed_server_leaves_nothing_behind",
         ),
     ),
-    "L8": Row("a tensor parallel worker is killed: not applicable until tensor parallelism"),
-    "L9": Row("a tensor parallel worker is stopped: not applicable until tensor parallelism"),
+    "L8": Row(
+        "kill -9 of one of the ranks that share the model",
+        form(
+            "gloo, one of two workers: noticed < 1 s, then as L7",
+            "test_a_killed_rank_is_noticed_and_the_model_is_lost",
+            "test_a_killed_rank_ends_the_process_with_an_error",
+        ),
+        form(
+            "NCCL, two GPUs: the same (make gpu2)",
+            "test_a_killed_gpu_rank_ends_the_process_with_an_error",
+        ),
+    ),
+    "L9": Row(
+        "SIGSTOP of one of the ranks that share the model",
+        form(
+            "gloo: exit not 0 within step_timeout + 2 s, no process left",
+            "test_a_stopped_rank_ends_the_process_with_an_error",
+        ),
+        form(
+            "NCCL, two GPUs: the same (make gpu2)",
+            "test_a_stopped_gpu_rank_ends_the_process_with_an_error",
+        ),
+    ),
     "L10": Row(
         "a grammar that breaks in mid-answer",
         form(
@@ -330,8 +351,9 @@ ROWS: dict[str, Row] = {
     "L15": Row(
         "LLM() made and closed over and over",
         form(
-            "4 times: signal handlers untouched, no child left",
+            "4 times, and 4 with ranks: signal handlers untouched, no child left",
             "test_a_closed_llm_leaves_nothing_behind",
+            "test_ranks_made_and_closed_leave_nothing_behind",
         ),
         form(
             "20 times: RSS of the last ten within 10 MB, handlers untouched, no child left",
@@ -359,8 +381,16 @@ ROWS: dict[str, Row] = {
         ),
     ),
     "X1": Row(
-        "listeners (of one process: there is no tensor parallelism yet)",
-        form("one, on 127.0.0.1", "test_there_is_one_listener_on_loopback"),
+        "listeners, of one process and of three ranks",
+        form(
+            "one, on 127.0.0.1; beside it one of gloo a rank, on 127.0.0.1 as well",
+            "test_there_is_one_listener_on_loopback",
+            "test_a_killed_rank_ends_the_process_with_an_error",
+        ),
+        form(
+            "two GPUs: beside it NCCL's, on loopback (make gpu2)",
+            "test_a_killed_gpu_rank_ends_the_process_with_an_error",
+        ),
     ),
     "X2": Row(
         "every route without or with a wrong key, path tricks",

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -174,8 +174,17 @@ def ask_long(url: str, max_tokens: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def check_death(server: ServerProcess, limit_s: float) -> None:
-    """L7: the stream ends with an error event and /ready turns, both in time; exit is not 0."""
+def check_death(
+    server: ServerProcess,
+    limit_s: float,
+    *,
+    fault: Callable[[], None] | None = None,
+    exit_limit_s: float = 5.0,
+) -> None:
+    """L7: the stream ends with an error event and /ready turns, both in time; exit is not 0.
+
+    Limits are counted from `fault`, called in mid-stream, or from the one that the log notes.
+    """
 
     def ask_timed() -> tuple[dict[str, Any], float]:
         return ask_long(server.url, 2000)[-1], time.time()
@@ -185,14 +194,20 @@ def check_death(server: ServerProcess, limit_s: float) -> None:
         concurrent.futures.ThreadPoolExecutor(1) as pool,
     ):
         stream = pool.submit(ask_timed)
+        if fault is not None:
+            wait_until(lambda: server.metric("num_requests_running") == 1, 30)
+            time.sleep(0.5)
+            fault_at = time.time()
+            fault()
         wait_until(lambda: client.get("/ready").status_code == 503, 5)
         not_ready_at = time.time()
         code = server.process.wait(8)
         exited_at = time.time()
         last, ended_at = stream.result()
-    fault_at = float(re.search(r"fault at (\S+)", server.read_log())[1])  # type: ignore[index]
+    if fault is None:
+        fault_at = float(re.search(r"fault at (\S+)", server.read_log())[1])  # type: ignore[index]
     assert last["error"]["type"] == "overloaded_error"
     assert code != 0
     assert 0 < ended_at - fault_at < limit_s + 1
     assert 0 < not_ready_at - fault_at < limit_s + 1
-    assert 0 < exited_at - fault_at < limit_s + 5
+    assert 0 < exited_at - fault_at < limit_s + exit_limit_s

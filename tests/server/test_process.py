@@ -141,16 +141,65 @@ def test_a_foreign_host_or_origin_is_refused(guarded: ServerProcess) -> None:
     assert same.status_code == 200
 
 
-def test_there_is_one_listener_on_loopback(guarded: ServerProcess) -> None:
-    """X1."""
-    process = psutil.Process(guarded.process.pid)
-    listening = [
+def listening(server: ServerProcess) -> list[Any]:
+    """The addresses on which a server and its children take connections."""
+    return [
         connection.laddr
-        for each in (process, *process.children(recursive=True))
+        for each in family(server)
         for connection in each.net_connections()
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert [address.ip for address in listening] == ["127.0.0.1"]
+
+
+def test_there_is_one_listener_on_loopback(guarded: ServerProcess) -> None:
+    """X1."""
+    assert [address.ip for address in listening(guarded)] == ["127.0.0.1"]
+
+
+def ranks(server: ServerProcess) -> list[psutil.Process]:
+    """The processes of the server's other ranks."""
+    found = [each for each in family(server) if "tp_worker" in " ".join(each.cmdline())]
+    assert len(found) == 2
+    return found
+
+
+@contextmanager
+def shared_server(folder: Path, *flags: str) -> Iterator[ServerProcess]:
+    """A server whose model three ranks share, as it has three key heads; nothing of it is left."""
+    files = shared_files()
+    flags = ("--tensor-parallel-size", "3", *flags)
+    with server_process(folder, *flags) as server:
+        processes = family(server)
+        yield server
+        assert psutil.wait_procs(processes, 2)[1] == []
+    assert shared_files() <= files
+
+
+def test_a_killed_rank_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    """L8, and before that X1: besides the server's own listener there are gloo's, on loopback."""
+    with shared_server(tmp_path) as server:
+        addresses = listening(server)
+        assert {address.ip for address in addresses} == {"127.0.0.1"}
+        assert len(addresses) == 1 + 3
+        assert "Paris" in chat_text(server, "What is the capital of France?")
+        killed = ranks(server)[1]
+        check_death(server, 0, fault=killed.kill)
+        log = server.read_log()
+    said = rf"the engine has died: rank \d has died \(process {killed.pid}, exit code -9\)"
+    assert re.search(said, log), log
+
+
+def chat_text(server: ServerProcess, text: str) -> str:
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def test_a_stopped_rank_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    """L9. The watchdog looks once a second."""
+    with shared_server(tmp_path, "--step-timeout", "3") as server:
+        stopped = ranks(server)[0]
+        check_death(server, 3 + 1, fault=stopped.suspend, exit_limit_s=1)
 
 
 def test_no_prompt_text_reaches_logs_or_metrics(guarded: ServerProcess) -> None:

@@ -1,0 +1,28 @@
+"""Launches recorded as a CUDA graph."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lite_llama.engine.config import EnginePlan
+
+# A graph, and where it leaves its result.
+Recorded = tuple[torch.cuda.CUDAGraph, Tensor]
+
+
+def record(step: Callable[[], Tensor], pool: Any, plan: EnginePlan) -> Recorded:
+    """Record what `step` launches, in the memory `pool` that graphs share. It runs once before."""
+    # Kernels compile, and their scratch buffers appear, before the recording.
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Between ranks NCCL has threads of its own, which look at the device meanwhile.
+    mode = "global" if plan.tensor_parallel_size == 1 else "thread_local"
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode=mode):
+        result = step()
+    return graph, result
