@@ -250,7 +250,7 @@ async def _tokenize(service: Service, request: Request, caller: Caller) -> Respo
         ids = await service.in_thread(lambda: service.encode(text, add_special_tokens=add))
     else:
         ids = await chat.tokenize(service, body)
-    content = {"count": len(ids), "max_model_len": service.llm.plan.max_model_len, "tokens": ids}
+    content = {"count": len(ids), "max_model_len": service.text.max_model_len, "tokens": ids}
     return JsonResponse(content, headers=_ignored(unknown))
 
 
@@ -258,13 +258,13 @@ async def _detokenize(service: Service, request: Request, caller: Caller) -> Res
     del caller
     body, unknown = read(await read_json(request), DetokenizeRequest)
     service.check_model(body.model)
-    limit = service.llm.tokenizer.vocab_size
+    limit = service.text.tokenizer.vocab_size
     service.check_bytes(len(body.tokens), "tokens")
     for token in body.tokens:
         if not 0 <= token < limit:
             raise Problem(400, f"tokens has id {token}, limit 0..{limit - 1}", "tokens")
     text = await service.in_thread(
-        lambda: service.llm.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        lambda: service.text.tokenizer.decode(body.tokens, skip_special_tokens=False)
     )
     return JsonResponse({"prompt": text}, headers=_ignored(unknown))
 
@@ -277,7 +277,7 @@ async def _models(service: Service, request: Request, caller: Caller) -> Respons
             "object": "model",
             "created": service.created,
             "owned_by": "lite_llama",
-            "max_model_len": service.llm.plan.max_model_len,
+            "max_model_len": service.text.max_model_len,
             "sampling_defaults": service.described_defaults,
         }
         for name in service.names

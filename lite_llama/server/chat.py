@@ -95,8 +95,7 @@ class _Reader:
                 content, calls = self._calls.finish()
                 delta.content += content
                 delta.calls += calls
-        if chunk.logprobs is not None:
-            delta.logprobs.append(chunk.logprobs)
+        delta.logprobs += chunk.logprobs
         if ended:
             called = self._calls is not None and self._calls.num_calls > 0
             delta.finish_reason = (
@@ -132,11 +131,10 @@ async def answer(service: Service, request: ChatRequest, caller: Caller) -> Asyn
     service.check_bytes(_num_bytes(messages), "messages")
     with service.engine.reserve(params.n):
         spec = _grammar_spec(request, tools)
-        make_grammar = None if spec is None else await service.compile_grammar(spec)
         listed = [_as_json(tool) for tool in tools] or None
         token_ids = await service.in_thread(lambda: service.render(messages, listed, options))
         service.check_max_tokens(request, params, len(token_ids))
-        generation = service.submit(token_ids, params, request, caller, make_grammar)
+        generation = service.submit(token_ids, params, request, caller, spec)
         try:
             readers = [_reader(service, request, tools, token_ids, spec) for _ in range(params.n)]
             yield Answer(generation, readers)
@@ -385,7 +383,7 @@ def _reader(
         calls = TaggedCalls(names) if "<tool_call>" in template else JsonCalls(names)
     splitter = None
     if "</think>" in template:
-        tail = service.llm.tokenizer.decode(token_ids[-8:], skip_special_tokens=False)
+        tail = service.text.tokenizer.decode(token_ids[-8:], skip_special_tokens=False)
         splitter = ReasoningSplitter(inside=tail.rstrip().endswith("<think>"))
     return _Reader(splitter, calls)
 
@@ -424,7 +422,7 @@ class ChatWriter:
         """The logprobs object of some tokens."""
         if not self.request.logprobs:
             return None
-        tokenizer = self.service.llm.tokenizer
+        tokenizer = self.service.text.tokenizer
         return {"content": [logprobs.chat_entry(tokenizer, row) for row in rows], "refusal": None}
 
 
@@ -517,7 +515,7 @@ async def complete(writer: ChatWriter, caller: Caller) -> dict[str, Any]:
         body["usage"] = service.usage([under_way.generation])
         if writer.request.prompt_logprobs is not None:
             rows = under_way.generation.completions[0].prompt_logprobs
-            body["prompt_logprobs"] = logprobs.prompt_rows(service.llm.tokenizer, rows)
+            body["prompt_logprobs"] = logprobs.prompt_rows(service.text.tokenizer, rows)
         return body
 
 

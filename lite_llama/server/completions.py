@@ -59,7 +59,6 @@ async def _started(writer: CompletionWriter, caller: Caller) -> AsyncIterator[li
         service.check_bytes(_size(prompt), "prompt")
     with service.engine.reserve(params.n * len(prompts)), ExitStack() as opened:
         spec = format_spec(request)
-        make_grammar = None if spec is None else await service.compile_grammar(spec)
         tokenised = await service.in_thread(
             lambda: [service.encode(each) if isinstance(each, str) else each for each in prompts]
         )
@@ -67,9 +66,9 @@ async def _started(writer: CompletionWriter, caller: Caller) -> AsyncIterator[li
         for token_ids in tokenised:
             service.check_max_tokens(request, params, len(token_ids))
         for prompt, token_ids in zip(prompts, tokenised, strict=True):
-            generation = service.submit(token_ids, params, request, caller, make_grammar)
+            generation = service.submit(token_ids, params, request, caller, spec)
             opened.callback(generation.close)
-            text = prompt if isinstance(prompt, str) else service.llm.tokenizer.decode(prompt)
+            text = prompt if isinstance(prompt, str) else service.text.tokenizer.decode(prompt)
             started.append(_Started(text, generation))
         yield started
 
@@ -122,7 +121,7 @@ async def _exhaust(generation: Generation) -> None:
 
 
 def _choice(writer: CompletionWriter, started: _Started, completion: Completion) -> dict[str, Any]:
-    request, tokenizer = writer.request, writer.service.llm.tokenizer
+    request, tokenizer = writer.request, writer.service.text.tokenizer
     echoed = started.prompt if request.echo else ""
     choice: dict[str, Any] = {
         "text": echoed + completion.text,
@@ -172,11 +171,11 @@ async def stream(writer: CompletionWriter, caller: Caller) -> AsyncGenerator[byt
 def _described(
     writer: CompletionWriter, started: _Started, chunk: TextChunk, offsets: list[int], index: int
 ) -> dict[str, Any]:
-    request, tokenizer = writer.request, writer.service.llm.tokenizer
+    request, tokenizer = writer.request, writer.service.text.tokenizer
     first = offsets[index] == 0
     text = chunk.text
-    rows: list[TokenLogprobs | None] = [] if chunk.logprobs is None else [chunk.logprobs]
-    token_ids = [] if chunk.logprobs is None else list(chunk.token_ids)
+    rows: list[TokenLogprobs | None] = list(chunk.logprobs)
+    token_ids = list(chunk.token_ids[: len(rows)])
     if request.echo and first:
         text = started.prompt + text
         prompt_rows = started.generation.completions[chunk.index].prompt_logprobs
