@@ -130,7 +130,6 @@ class EngineProcess:
         """See EngineHost."""
         self._process.kill()
         self._process.wait()
-        self.channel.close()
 
     def last_words(self) -> str:
         """See EngineHost."""

@@ -154,7 +154,8 @@ def server_process(
     trust: ssl.SSLContext | None = None,
 ) -> Iterator[ServerProcess]:
     log = folder / "server.log"
-    with log.open("wb") as stream:
+    log.unlink(missing_ok=True)
+    with log.open("ab") as stream:  # as tests add lines of their own
         process = subprocess.Popen(
             [sys.executable, "-m", main, "serve", "--port", "0", "--device", "cpu", *flags],
             stdout=stream,
