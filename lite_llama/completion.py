@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from lite_llama.engine.request import FinishReason, StepOutput, TokenLogprobs
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.text.stream import IncrementalDetokenizer, StopStrings
@@ -29,8 +31,7 @@ class RequestMetrics:
         return (self.num_generated_tokens - 1) / self.generation_s
 
 
-@dataclass(frozen=True)
-class TextChunk:
+class TextChunk(msgspec.Struct, frozen=True):
     """A piece of a streamed answer. The last one carries finish_reason and metrics."""
 
     index: int  # which of the n completions

@@ -6,7 +6,6 @@ Routes are an exact table; every one but /health and /ready needs a key when key
 import base64
 import binascii
 import logging
-import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from lite_llama.server.http import (
     ClientGone,
     EventStream,
     JsonResponse,
+    fresh_id,
     problem_response,
     read_json,
     until_disconnect,
@@ -193,7 +193,7 @@ def _request_id(request: Request) -> str:
     given = request.headers.get("x-request-id", "")
     if 0 < len(given) <= _MAX_ID_CHARS and all("!" <= char <= "~" for char in given):
         return given
-    return secrets.token_hex(12)
+    return fresh_id()
 
 
 def _ignored(names: list[str]) -> dict[str, str]:

@@ -6,13 +6,15 @@
     text, stop strings
     close, deadline -------- Abort -----------> before the next step
 
-Tokens become text where a stream asks for them. A loop that is behind finds several of a sequence
-then, and makes one piece of text of them: it never slows the engine, and catches up.
+Tokens become text where a stream asks for them, all that have come at once. Streams are told of
+their tokens in rounds, and a loop that would spend more than half of its time on that makes pauses
+between them: a stream then finds several tokens, which become one piece of text (see `_Rounds`).
 """
 
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -42,6 +44,10 @@ from lite_llama.text.tokenizer import Tokenizer
 
 # So often is looked whether a step hangs.
 _WATCH_INTERVAL_S = 1.0
+# So many streams are told at a time; the loop reads new requests before the next ones.
+_GROUP = 16
+# A pause between two rounds is at most so long, however slow the round before it.
+_MAX_PAUSE_S = 0.01
 # After a failed batch, the log names the cause and the clients this.
 _STEP_FAILED = "the engine failed while it worked on this request; try again"
 _DIED = "the engine has stopped; the server is going down"
@@ -99,6 +105,7 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._problem: Problem | None = None
         self.timer: asyncio.TimerHandle | None = None  # of its deadline
+        self.is_patient = False
         self.closed = False
         self.has_first_token = False
         self.first_token_at: float | None = None  # time.monotonic()
@@ -118,6 +125,10 @@ class Generation:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+
+    def wait_for_end(self) -> None:
+        """Whoever iterates wants only the whole. Stop strings are still searched as tokens come."""
+        self.is_patient = not self.job.params.stop
 
     def wake(self) -> None:
         """There is something to read."""
@@ -145,6 +156,58 @@ class Generation:
         self._engine.release(self)
 
 
+class _Rounds:
+    """Tells streams that they have tokens.
+
+    A round tells all that have some, in groups. It lasts until the last one has written, and the
+    next begins no sooner than as long after it: so half of the loop's time is left for requests,
+    whatever the engine's pace, and tokens that come during a pause are written together.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._next: dict[Generation, None] = {}
+        self._round: deque[Generation] = deque()
+        self._begun = 0.0  # time.monotonic()
+        self._earliest = 0.0  # when the next round may begin
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, generation: Generation) -> None:
+        """This one has something to read."""
+        self._next[generation] = None
+
+    def begin(self) -> None:
+        """Begin a round, if there is someone to tell, none is under way, and the pause is over."""
+        if not self._next or self._round or self._timer is not None:
+            return
+        self._begun = time.monotonic()
+        pause = self._earliest - self._begun
+        if pause > 0:
+            self._timer = self._loop.call_later(pause, self._end_pause)
+            return
+        self._round.extend(self._next)
+        self._next.clear()
+        self._tell()
+
+    def _end_pause(self) -> None:
+        self._timer = None
+        self.begin()
+
+    def _tell(self) -> None:
+        for _ in range(min(_GROUP, len(self._round))):
+            self._round[0].wake()
+            self._round.popleft()
+        self._loop.call_soon(self._go_on)  # behind what those do who have been told
+
+    def _go_on(self) -> None:
+        if self._round:
+            self._tell()
+            return
+        now = time.monotonic()
+        self._earliest = now + min(now - self._begun, _MAX_PAUSE_S)
+        self.begin()
+
+
 class AsyncEngine:
     """Speaks with an engine loop. All of it belongs to one event loop."""
 
@@ -169,6 +232,7 @@ class AsyncEngine:
         self._heard = time.monotonic()
         self._stopping = False
         self._loop = asyncio.get_running_loop()
+        self._rounds = _Rounds(self._loop)
         self._loop.add_reader(self._channel.sock, self._on_readable)
 
     def next_id(self) -> str:
@@ -387,22 +451,30 @@ class AsyncEngine:
                 self._metrics.queue_time.observe(max(0.0, waited))
         for output in step.outputs:
             sequence = live.get(output.request_id)
-            if sequence is None:
-                continue  # aborted, and the engine had not heard of it
-            if output.error is not None:
-                self._end(sequence.generation, Problem(500, "the grammar of this request failed"))
-                continue
-            if output.finish_reason is not None:
-                del live[output.request_id]
-            if sequence.last_token_at is None:
-                self._note_start(sequence.generation, step.ended)
-            else:
-                self._metrics.inter_token.observe(step.ended - sequence.last_token_at)
-            sequence.last_token_at = step.ended
-            sequence.arrived.append(output)
-            sequence.generation.wake()
+            if sequence is not None:  # else aborted, and the engine had not heard of it
+                self._take_output(sequence, output, step.ended)
+        self._rounds.begin()
         if step.outputs:
             self._metrics.generated.inc(len(step.outputs))
+
+    def _take_output(self, sequence: _Sequence, output: StepOutput, at: float) -> None:
+        generation = sequence.generation
+        if output.error is not None:
+            self._end(generation, Problem(500, "the grammar of this request failed"))
+            return
+        sequence.arrived.append(output)
+        is_first, is_last = sequence.last_token_at is None, output.finish_reason is not None
+        if is_last:
+            del self._live[output.request_id]
+        if sequence.last_token_at is None:
+            self._note_start(generation, at)
+        else:
+            self._metrics.inter_token.observe(at - sequence.last_token_at)
+        sequence.last_token_at = at
+        if is_last or (is_first and not generation.is_patient):
+            generation.wake()  # these never wait for a round
+        elif not generation.is_patient:
+            self._rounds.add(generation)
 
     def _note_start(self, generation: Generation, at: float) -> None:
         """A sequence has its first token."""

@@ -5,7 +5,6 @@ module writes its deltas the way OpenAI's chat API does.
 """
 
 import json
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from lite_llama.engine.request import TokenLogprobs
 from lite_llama.errors import RequestError
 from lite_llama.server import logprobs
 from lite_llama.server.async_engine import Generation
-from lite_llama.server.http import data_event
+from lite_llama.server.http import data_event, fresh_id
 from lite_llama.server.problems import Problem, refused
 from lite_llama.server.protocol import (
     MAX_MESSAGES,
@@ -398,7 +397,7 @@ class ChatWriter:
     service: Service
     request: ChatRequest
     model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: f"chatcmpl-{fresh_id()}")
 
     def base(self, kind: Literal["chat.completion", "chat.completion.chunk"]) -> dict[str, Any]:
         """The fields that every object has."""
@@ -472,7 +471,7 @@ def _delta_events(writer: ChatWriter, delta: Delta, num_calls: list[int]) -> Ite
 
 def call_id() -> str:
     """A fresh id of a tool call."""
-    return f"call_{secrets.token_hex(12)}"
+    return f"call_{fresh_id()}"
 
 
 @dataclass
@@ -492,6 +491,7 @@ async def gather(under_way: Answer) -> list[Gathered]:
         ([], [], []) for _ in under_way.readers
     ]
     choices = [Gathered() for _ in under_way.readers]
+    under_way.generation.wait_for_end()
     async for delta in under_way.deltas():
         choice = choices[delta.index]
         parts[delta.index][0].append(delta.content)

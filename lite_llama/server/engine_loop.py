@@ -188,12 +188,12 @@ class EngineLoop:
         if is_lost or not running or self._num_failed_steps >= MAX_FAILED_STEPS:
             raise error
         self._abort(running)
-        channel.send(Ended(running))
         if isinstance(error, torch.OutOfMemoryError):
             # What a step needs beyond the buffers made at the start grows with its tokens.
             torch.cuda.empty_cache()
             half = scheduler.max_num_batched_tokens // 2
             scheduler.max_num_batched_tokens = max(scheduler.max_num_seqs, half)
+        channel.send(Ended(running))
 
     def _figures(self) -> Figures:
         scheduler = self._engine.scheduler

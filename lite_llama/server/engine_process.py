@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import gc
 import selectors
 import signal
 import socket
@@ -32,6 +33,7 @@ def main(descriptor: int, make_llm: Callable[..., LLM] = LLM) -> int:
         return 2
     except PeerGone:
         return 1
+    gc.freeze()  # what is here now stays; to look through it takes as long as many steps
     return 0 if EngineLoop(llm.engine, llm.tokenizer).run(sock) else 1
 
 

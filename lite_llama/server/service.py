@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 # Longest text, in bytes, for each token of the context; a longer one is refused unread.
 _MAX_BYTES_PER_TOKEN = 8
+# So much text is tokenized on the event loop: it takes less than the way to a thread and back, on
+# which a busy loop keeps the GIL.
+_SHORT_BYTES = 2 << 10
 # Threads for tokenizing and rendering; both release the GIL while they work.
 _NUM_WORKERS = 2
 
@@ -88,6 +91,19 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._workers, work)
         except RequestError as error:
             raise refused(error) from None
+
+    async def encode_all(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """Token ids of plain prompts, those that are token ids already included."""
+
+        def encode() -> list[list[int]]:
+            return [self.encode(each) if isinstance(each, str) else each for each in prompts]
+
+        if sum(len(each) for each in prompts if isinstance(each, str)) <= _SHORT_BYTES:
+            try:
+                return encode()
+            except RequestError as error:
+                raise refused(error) from None
+        return await self.in_thread(encode)
 
     def check_bytes(self, num_bytes: int, param: str) -> None:
         """Refuse a text that cannot fit into the context, before it is tokenized."""
