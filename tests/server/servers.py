@@ -120,8 +120,19 @@ class ServerProcess:
         return int(self.url.rpartition(":")[2])
 
     @property
+    def family(self) -> list[psutil.Process]:
+        """The HTTP process, its engine's, and the chat template's if there is one."""
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
+
+    @property
     def rss(self) -> int:
-        return int(psutil.Process(self.process.pid).memory_info().rss)
+        """Bytes of all of them."""
+        return sum(process.memory_info().rss for process in self.family)
+
+    @property
+    def num_fds(self) -> int:
+        return sum(process.num_fds() for process in self.family)
 
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.url}/metrics").text

@@ -218,7 +218,7 @@ def idle_share(server: ServerProcess, seconds: float) -> float:
     """The share of a core that an idle server takes, with all its processes."""
 
     def used_s() -> float:
-        times = [process.cpu_times() for process in family(server)]
+        times = [process.cpu_times() for process in server.family]
         return sum(each.user + each.system for each in times)
 
     time.sleep(1)
@@ -289,11 +289,6 @@ def shared_files() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
-def family(server: ServerProcess) -> list[psutil.Process]:
-    process = psutil.Process(server.process.pid)
-    return [process, *process.children(recursive=True)]
-
-
 @contextmanager
 def broken_server(folder: Path, fault: str, *flags: str) -> Iterator[ServerProcess]:
     """A server whose engine runs `fault` in its tenth step with requests; nothing of it is left at
@@ -356,7 +351,7 @@ def test_a_hanging_step_ends_the_process_with_an_error(tmp_path: Path, hang: str
 def engine_of(server: ServerProcess) -> psutil.Process:
     """The child that has the weights."""
     [found] = [
-        each for each in family(server)[1:] if "lite_llama.server.engine_process" in each.cmdline()
+        each for each in server.family[1:] if "lite_llama.server.engine_process" in each.cmdline()
     ]
     return found
 
@@ -389,7 +384,7 @@ def test_a_killed_server_leaves_nothing_behind(tmp_path: Path) -> None:
     ):
         stream = pool.submit(ask_long, server.url, 2000)
         wait_until(lambda: server.metric("num_requests_running") == 1)
-        processes = family(server)
+        processes = server.family
         assert engine_of(server) in processes
         assert len(processes) > 2  # the chat template's
         server.process.kill()
@@ -409,12 +404,12 @@ def test_a_stopped_server_takes_its_hanging_engine_along(tmp_path: Path) -> None
 
 
 def test_the_http_process_has_neither_torch_nor_weights(guarded: ServerProcess) -> None:
-    engine = engine_of(guarded)
-    mapped = {Path(each.path).name for each in psutil.Process(guarded.process.pid).memory_maps()}
+    engine, front = engine_of(guarded), guarded.family[0]
+    mapped = {Path(each.path).name for each in front.memory_maps()}
     assert not any(name.startswith("libtorch") for name in mapped)
     assert any(Path(each.path).name.startswith("libtorch") for each in engine.memory_maps())
-    assert guarded.rss < 160e6
-    assert guarded.rss < engine.memory_info().rss / 2
+    assert front.memory_info().rss < 160e6
+    assert front.memory_info().rss < engine.memory_info().rss / 2
 
 
 def test_a_model_that_does_not_load_is_one_line(tmp_path: Path) -> None:
