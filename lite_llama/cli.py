@@ -1,7 +1,6 @@
 """The `lite-llama` command: flags to settings, results to the terminal, errors to one line."""
 
 import io
-import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -327,9 +326,11 @@ def serve(
     ] = None,
 ) -> None:
     """Serve an OpenAI-compatible API, and a chat page at /."""
-    _log_to_stderr()
     phases_started = time.perf_counter()
     from lite_llama.server.config import ServeConfig, read_keys
+    from lite_llama.server.log import log_to_stderr
+
+    log_to_stderr()
 
     keys = [*(api_key or ()), *read_keys(api_key_file)]
     config = ServeConfig(
@@ -365,14 +366,6 @@ def serve(
         "tensor_parallel_size": tensor_parallel_size,
     }
     sys.exit(run_server(model, config, settings, phases))
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("lite_llama")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
 
 
 @app.command()

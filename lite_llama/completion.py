@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from lite_llama.engine.request import FinishReason, StepOutput, TokenLogprobs
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.text.stream import IncrementalDetokenizer, StopStrings
@@ -29,8 +31,7 @@ class RequestMetrics:
         return (self.num_generated_tokens - 1) / self.generation_s
 
 
-@dataclass(frozen=True)
-class TextChunk:
+class TextChunk(msgspec.Struct, frozen=True):
     """A piece of a streamed answer. The last one carries finish_reason and metrics."""
 
     index: int  # which of the n completions
@@ -38,7 +39,7 @@ class TextChunk:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     metrics: RequestMetrics | None = None
-    logprobs: TokenLogprobs | None = None  # of the one token, if asked for and part of the text
+    logprobs: tuple[TokenLogprobs, ...] = ()  # if asked for: of each token that is part of the text
 
 
 @dataclass(frozen=True)
@@ -100,27 +101,33 @@ class Completion:
             StopStrings(params.stop_strings, include_stop=params.include_stop_str_in_output),
         )
 
-    def push(self, step: StepOutput) -> TextChunk:
-        """Take in one step's token; sets finish_reason when the answer ends with it."""
+    def push(self, steps: Sequence[StepOutput]) -> TextChunk:
+        """Take in the tokens of one step or several; sets finish_reason when the answer ends.
+
+        The pieces of text, joined, do not depend on how many steps come at a time: tokens behind a
+        stop string are left out, as if they had not been drawn.
+        """
         self.last_token_at = time.perf_counter()
-        if not self.token_ids:
+        first = len(self.token_ids)
+        if first == 0:
             self.first_token_at = self.last_token_at
-            self.prompt_logprobs = step.prompt_logprobs
-            self.num_cached_tokens = step.num_cached_tokens
-        self.token_ids.append(step.token_id)
-        if step.logprobs is not None:
-            self.logprobs.append(step.logprobs)
-        self.finish_reason = step.finish_reason
-        self.stop_reason = step.stop_token_id
-        piece = self._text_of(step)
+            self.prompt_logprobs = steps[0].prompt_logprobs
+            self.num_cached_tokens = steps[0].num_cached_tokens
+        if self.params.stop and len(steps) > 1:
+            piece = self._take_one_by_one(steps)
+        else:
+            piece = self._take(steps)
         self.text += piece
+        rows = self.logprobs[first:] if self.logprobs else []
+        if self.ends_with_hidden_token:
+            del rows[-1:]
         return TextChunk(
             self.index,
             piece,
-            (step.token_id,),
+            tuple(self.token_ids[first:]),
             self.finish_reason,
             None if self.finish_reason is None else self.metrics(),
-            None if self.ends_with_hidden_token else step.logprobs,
+            tuple(rows),
         )
 
     @property
@@ -128,20 +135,39 @@ class Completion:
         """Whether the last token is a stop token, which is not part of the text."""
         return isinstance(self.stop_reason, int) and not self.params.include_stop_str_in_output
 
-    def _text_of(self, step: StepOutput) -> str:
+    def _take_one_by_one(self, steps: Sequence[StepOutput]) -> str:
+        """The text of several steps, up to the token that ends with a stop string."""
+        pieces = []
+        for step in steps:
+            pieces.append(self._take([step]))
+            if self.finish_reason is not None:
+                break
+        return "".join(pieces)
+
+    def _take(self, steps: Sequence[StepOutput]) -> str:
+        """Book tokens, only the last of which can end the answer; the text they add."""
+        last = steps[-1]
+        ids = [step.token_id for step in steps]
+        self.token_ids += ids
+        if last.logprobs is not None:
+            self.logprobs += [step.logprobs for step in steps if step.logprobs is not None]
+        self.finish_reason = last.finish_reason
+        self.stop_reason = last.stop_token_id
         if self.detokenizer is None:
             return ""
-        new = "" if self.ends_with_hidden_token else self.detokenizer.push([step.token_id])
-        if step.finish_reason is not None:
+        if self.ends_with_hidden_token:
+            ids.pop()
+        new = self.detokenizer.push(ids)
+        if last.finish_reason is not None:
             new += self.detokenizer.finish()
-        if len(self.token_ids) <= self.params.min_tokens:
+        if not self.params.stop or len(self.token_ids) <= self.params.min_tokens:
             return new  # as in vLLM, stop strings are searched behind the first min_tokens tokens
         piece, stopped = self.stops.push(new)
         if stopped:
             self.finish_reason = "stop"
             self.stop_reason = self.stops.matched
             return piece
-        return piece + self.stops.finish() if step.finish_reason is not None else piece
+        return piece + self.stops.finish() if last.finish_reason is not None else piece
 
     def metrics(self) -> RequestMetrics:
         """Counts and times so far."""

@@ -13,23 +13,19 @@ import torch
 from torch import Tensor
 
 from lite_llama.checkpoint.default_model import find_default_model
-from lite_llama.checkpoint.reader import Checkpoint, open_checkpoint
+from lite_llama.checkpoint.reader import open_checkpoint
 from lite_llama.completion import Completion, CompletionOutput, TextChunk
 from lite_llama.engine.config import EngineConfig, choose_num_blocks, free_memory, resolve
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.request import TokenLogprobs
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.engine.workers import Workers
-from lite_llama.errors import ContextTooLong, EngineError, ModelFileError, RequestError
+from lite_llama.errors import EngineError, RequestError
+from lite_llama.model_text import Message, ModelText, check_messages, eos_ids, read_tokenizer
 from lite_llama.models.loader import check_shares, load_decoder, read_config
-from lite_llama.text.chat_template import ChatTemplate
 from lite_llama.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-Message = Mapping[str, Any]
-
-# A prompt of more bytes than this times max_model_len cannot fit; it is refused unread.
-_MAX_BYTES_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -65,9 +61,9 @@ class LLM:
         self.model_config = read_config(checkpoint)
         formats = {raw.format for raw in checkpoint.tensors.values()}
         self.plan = resolve(config, self.model_config, formats)
-        self._checkpoint = checkpoint
-        self._tokenizer = _read_tokenizer(checkpoint)
-        self._chat_template: ChatTemplate | None = None
+        tokenizer = read_tokenizer(checkpoint)
+        self.text = ModelText(checkpoint, tokenizer, self.plan.max_model_len)
+        self._tokenizer = tokenizer
         self._live: dict[str, Completion] = {}
         self._ids = count()
         workers = None
@@ -88,7 +84,7 @@ class LLM:
         workers: Workers | None,
     ) -> Engine:
         decoder = load_decoder(
-            self._checkpoint,
+            self.text.checkpoint,
             self.model_config,
             self.plan.precision,
             device=self.plan.device,
@@ -98,7 +94,7 @@ class LLM:
         )
         free_bytes = free_memory(self.plan.device) if workers is None else workers.meet()
         num_blocks = choose_num_blocks(config, self.plan, decoder.config, free_bytes)
-        eos = _eos_ids(self._checkpoint, self._tokenizer, self.model_config.vocab_size)
+        eos = eos_ids(self.text.checkpoint, self._tokenizer, self.model_config.vocab_size)
         return Engine(decoder, self.plan, num_blocks, eos, workers)
 
     @property
@@ -111,33 +107,14 @@ class LLM:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer; ModelFileError if it came without one."""
-        if self._tokenizer is None:
-            raise ModelFileError(
-                f"{self._checkpoint.path} has no tokenizer.json; give prompts as token ids"
-            )
-        return self._tokenizer
-
-    @property
-    def chat_template_source(self) -> str | None:
-        """The text of the model's chat template; None if it has none."""
-        return self._checkpoint.chat_template
+        return self.text.tokenizer
 
     def default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json recommends, up to the context's end.
 
         Raises ModelFileError if it recommends what no request could ask for.
         """
-        recommended = self._checkpoint.generation_config
-        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-        given = {name: recommended[name] for name in names if recommended.get(name) is not None}
-        if recommended.get("do_sample") is False:
-            given["temperature"] = 0.0
-        try:
-            return SamplingParams(max_tokens=None, **given)
-        except RequestError as error:
-            raise ModelFileError(
-                f"{self._checkpoint.path / 'generation_config.json'}: {error}; correct the file"
-            ) from None
+        return self.text.default_sampling_params()
 
     def generate(
         self,
@@ -175,7 +152,7 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, or several: lists of {"role", "content"} messages."""
-        _check_list(messages)
+        check_messages(messages)
         several = not isinstance(messages[0], Mapping)
         conversations: Sequence[Any] = messages if several else [messages]
         options = dict(chat_template_kwargs or {})
@@ -208,23 +185,7 @@ class LLM:
         **kwargs: Any,
     ) -> list[int]:
         """Token ids of a conversation in the model's chat template, ready for the answer."""
-        _check_list(messages)
-        if not all(isinstance(message, Mapping) for message in messages):
-            raise RequestError(
-                'messages has an entry that is no {"role", "content"} map', param="messages"
-            )
-        if self._chat_template is None:
-            tokenizer = self.tokenizer
-            self._chat_template = ChatTemplate(
-                self._checkpoint.chat_template,
-                bos_token=tokenizer.bos_token,
-                eos_token=tokenizer.eos_token,
-            )
-        text = self._chat_template.render(
-            [dict(message) for message in messages], tools=tools, **kwargs
-        )
-        self._check_size(text)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.text.render_chat(messages, tools=tools, **kwargs)
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Logits float32 [num_tokens, vocab] of a text given as token ids."""
@@ -234,7 +195,7 @@ class LLM:
         """End all requests, let go of weights and cache, and stop every process it has started."""
         self._drop(list(self._live.values()))
         engine, self._engine = self._engine, None
-        self._chat_template = None  # its process ends with it
+        self.text.close()
         is_lost = engine is not None and engine.is_lost
         if engine is not None:
             engine.close()
@@ -278,24 +239,13 @@ class LLM:
 
     def _tokenise(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
-            self._check_size(prompt)
-            return self.tokenizer.encode(prompt)
+            return self.text.encode(prompt)
         if not isinstance(prompt, Sequence) or isinstance(prompt, bytes):
             raise RequestError(
                 f"prompt is of type {type(prompt).__name__}, expected text or a list of token ids",
                 param="prompt",
             )
         return list(cast(Sequence[int], prompt))
-
-    def _check_size(self, text: str) -> None:
-        limit = _MAX_BYTES_PER_TOKEN * self.plan.max_model_len
-        size = len(text.encode(errors="replace"))
-        if size > limit:
-            raise ContextTooLong(
-                f"prompt has {size} bytes, limit {limit} ({_MAX_BYTES_PER_TOKEN} x max_model_len "
-                f"{self.plan.max_model_len}); shorten it or raise max_model_len",
-                param="prompt",
-            )
 
     def _add(self, token_ids: list[int], params: SamplingParams, group: list[Completion]) -> None:
         """Queue the n completions of a prompt; those queued are in `group` even if one fails."""
@@ -314,7 +264,7 @@ class LLM:
         """One engine step, whose tokens go to whichever calls are waiting for them."""
         for step in self.engine.step():
             completion = self._live[step.request_id]
-            completion.chunks.append(completion.push(step))
+            completion.chunks.append(completion.push([step]))
             if completion.finish_reason is not None:
                 del self._live[step.request_id]
                 self.engine.abort(step.request_id)
@@ -339,13 +289,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return [cast(list[int], listed)]
 
 
-def _check_list(messages: object) -> None:
-    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
-        raise RequestError(
-            "messages is empty or no list, expected at least one message", param="messages"
-        )
-
-
 def _request_output(prompt: Prompt, token_ids: list[int], group: list[Completion]) -> RequestOutput:
     first = group[0]
     return RequestOutput(
@@ -356,21 +299,3 @@ def _request_output(prompt: Prompt, token_ids: list[int], group: list[Completion
         outputs=[completion.output() for completion in group],
         num_cached_tokens=first.num_cached_tokens,
     )
-
-
-def _read_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    if checkpoint.kind == "gguf":
-        return Tokenizer.from_gguf(checkpoint.metadata)
-    return None if checkpoint.tokenizer_path is None else Tokenizer.from_hf(checkpoint.path)
-
-
-def _eos_ids(
-    checkpoint: Checkpoint, tokenizer: Tokenizer | None, vocab_size: int
-) -> frozenset[int]:
-    """Every id that ends an answer: of tokenizer, generation_config.json and config.json."""
-    ids = set() if tokenizer is None else set(tokenizer.eos_ids)
-    for source in (checkpoint.generation_config, checkpoint.metadata):
-        named = source.get("eos_token_id")
-        listed = named if isinstance(named, list) else [named]
-        ids |= {token for token in listed if isinstance(token, int)}
-    return frozenset(token for token in ids if 0 <= token < vocab_size)

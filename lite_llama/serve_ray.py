@@ -11,6 +11,7 @@ and speaks for all of them on /ready and /metrics.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from pathlib import Path
@@ -28,7 +29,6 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from lite_llama.engine.config import DEFAULT_NUM_SEQS
-from lite_llama.llm import LLM
 from lite_llama.server import affinity, messages
 from lite_llama.server.app import App, Guard
 from lite_llama.server.config import ServeConfig, read_keys
@@ -41,8 +41,10 @@ from lite_llama.server.http import (
 )
 from lite_llama.server.metrics import merge_pages
 from lite_llama.server.problems import Problem, overloaded
-from lite_llama.server.run import create_service, served_name, warm_up
+from lite_llama.server.run import create_service, start_engine
 from lite_llama.server.tracing import open_tracer
+
+log = logging.getLogger("lite_llama.server")
 
 # A request whose replica dies before the first byte of its answer is sent so often.
 _ATTEMPTS = 3
@@ -149,17 +151,16 @@ class Engine:
         self._name = serve.get_replica_context().replica_id.unique_id
         self._config = settings.serve_config()
         self._tracer = open_tracer(self._config.otlp_traces_endpoint)
-        llm = LLM(
-            settings.model,
-            max_model_len=settings.max_model_len,
-            max_num_seqs=settings.num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
-            num_blocks=settings.num_blocks,
-            dtype=settings.dtype,
-            device=settings.device,
-        )
-        warm_up(llm)
-        self._service = create_service(llm, served_name(settings.model), self._config)
+        engine = {
+            "max_model_len": settings.max_model_len,
+            "max_num_seqs": settings.num_seqs,
+            "max_num_batched_tokens": settings.max_num_batched_tokens,
+            "num_blocks": settings.num_blocks,
+            "dtype": settings.dtype,
+            "device": settings.device,
+        }
+        self._served = start_engine(settings.model, engine, _log_phase)
+        self._service = create_service(self._served, self._config)
         self._app = App(self._service, self._config, self._tracer)
         self._watch = asyncio.create_task(self._end_with_the_engine())
 
@@ -199,7 +200,12 @@ class Engine:
         """A dead or hung engine ends the process, and Ray starts another one."""
         await self._service.engine.watch(self._config.step_timeout_s)
         await asyncio.sleep(0.2)  # the error events of open streams go out first
+        self._served.engine.kill()
         os._exit(1)
+
+
+def _log_phase(phase: str, duration_s: float) -> None:
+    log.info("%s %.2f s", phase, duration_s)
 
 
 class _Exchange:

@@ -60,7 +60,7 @@ def test_streamed_text_is_the_text(llm: LLM) -> None:
 def test_the_default_model_is_found_and_loads(smollm2_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     with LLM(device="cpu", progress=lambda done, total: seen.append((done, total))) as llm:
-        assert llm._checkpoint.path == smollm2_path
+        assert llm.text.checkpoint.path == smollm2_path
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1] > 90_000_000
 

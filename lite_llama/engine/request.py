@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import msgspec
+
 from lite_llama.cache.block_pool import BlockKey
 from lite_llama.engine.sampling_params import SamplingParams
 
@@ -71,8 +73,7 @@ class Request:
         return self.prompt_token_ids[start:] + self.output_token_ids[: stop - split]
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """A token and its log-probability under the model's own distribution."""
 
     token_id: int
@@ -84,9 +85,11 @@ class TokenLogprob:
 TokenLogprobs = Sequence[TokenLogprob]
 
 
-@dataclass(frozen=True)
-class StepOutput:
-    """What one step brought for one request: a token, and the end if it came."""
+class StepOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one step brought for one request: a token, and the end if it came.
+
+    A Struct because it is made once a token, and a server's engine sends it to another process.
+    """
 
     request_id: str
     token_id: int

@@ -1,6 +1,6 @@
 """How a request's tokens are drawn and when it ends. Names and meanings are vLLM's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +61,8 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
-    stop: str | tuple[str, ...] | list[str] | None = None
-    stop_token_ids: tuple[int, ...] | list[int] = ()
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None

@@ -6,7 +6,6 @@ Routes are an exact table; every one but /health and /ready needs a key when key
 import base64
 import binascii
 import logging
-import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from lite_llama.server.http import (
     ClientGone,
     EventStream,
     JsonResponse,
+    fresh_id,
     problem_response,
     read_json,
     until_disconnect,
@@ -193,7 +193,7 @@ def _request_id(request: Request) -> str:
     given = request.headers.get("x-request-id", "")
     if 0 < len(given) <= _MAX_ID_CHARS and all("!" <= char <= "~" for char in given):
         return given
-    return secrets.token_hex(12)
+    return fresh_id()
 
 
 def _ignored(names: list[str]) -> dict[str, str]:
@@ -250,7 +250,7 @@ async def _tokenize(service: Service, request: Request, caller: Caller) -> Respo
         ids = await service.in_thread(lambda: service.encode(text, add_special_tokens=add))
     else:
         ids = await chat.tokenize(service, body)
-    content = {"count": len(ids), "max_model_len": service.llm.plan.max_model_len, "tokens": ids}
+    content = {"count": len(ids), "max_model_len": service.text.max_model_len, "tokens": ids}
     return JsonResponse(content, headers=_ignored(unknown))
 
 
@@ -258,13 +258,13 @@ async def _detokenize(service: Service, request: Request, caller: Caller) -> Res
     del caller
     body, unknown = read(await read_json(request), DetokenizeRequest)
     service.check_model(body.model)
-    limit = service.llm.tokenizer.vocab_size
+    limit = service.text.tokenizer.vocab_size
     service.check_bytes(len(body.tokens), "tokens")
     for token in body.tokens:
         if not 0 <= token < limit:
             raise Problem(400, f"tokens has id {token}, limit 0..{limit - 1}", "tokens")
     text = await service.in_thread(
-        lambda: service.llm.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        lambda: service.text.tokenizer.decode(body.tokens, skip_special_tokens=False)
     )
     return JsonResponse({"prompt": text}, headers=_ignored(unknown))
 
@@ -277,7 +277,7 @@ async def _models(service: Service, request: Request, caller: Caller) -> Respons
             "object": "model",
             "created": service.created,
             "owned_by": "lite_llama",
-            "max_model_len": service.llm.plan.max_model_len,
+            "max_model_len": service.text.max_model_len,
             "sampling_defaults": service.described_defaults,
         }
         for name in service.names

@@ -1,42 +1,53 @@
-"""The engine behind an event loop: one thread owns it, the loop submits, receives and aborts.
+"""The engine as the event loop sees it: submit, receive, abort.
 
-    event loop                                engine thread
-    admit -> submit ----- inbox ------------> add
-    Generation <--- one call a step --------- step, text, stop strings, deadlines
-    abort --------------- inbox ------------> abort, before the next step
+    event loop                                  engine loop (engine_loop.py)
+    reserve -> submit ------ Add -------------> queue, grammar
+    Generation <------------ a Step a step ---- tokens
+    text, stop strings
+    close, deadline -------- Abort -----------> before the next step
 
-A failure stays with the request it belongs to: a broken grammar ends its own request, an exception
-in a step ends the requests of that step, and only repeated ones, or a lost device, end the engine.
+Tokens become text where a stream asks for them, all that have come at once. Streams are told of
+their tokens in rounds, and a loop that would spend more than half of its time on that makes pauses
+between them: a stream then finds several tokens, which become one piece of text (see `_Rounds`).
 """
 
 import asyncio
 import contextlib
-import faulthandler
-import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
-import torch
-
 from lite_llama.completion import Completion, TextChunk
-from lite_llama.engine.engine import Engine
-from lite_llama.engine.request import Grammar, StepOutput
+from lite_llama.engine.request import StepOutput
 from lite_llama.engine.sampling_params import SamplingParams
-from lite_llama.errors import EngineError, RequestError
+from lite_llama.errors import RequestError
+from lite_llama.server.engine_host import EngineHost
 from lite_llama.server.metrics import Metrics
 from lite_llama.server.problems import Problem, overloaded, refused
+from lite_llama.server.wire import (
+    Abort,
+    Add,
+    Died,
+    Ended,
+    Figures,
+    Message,
+    PeerGone,
+    Refused,
+    Step,
+    Stop,
+    decode_event,
+)
+from lite_llama.text.grammar import GrammarSpec
 from lite_llama.text.tokenizer import Tokenizer
 
-# An idle engine thread wakes so often, to show that it lives.
-IDLE_PROBE_S = 2.0
 # So often is looked whether a step hangs.
 _WATCH_INTERVAL_S = 1.0
-# So many failed steps in a row, and the engine counts as broken.
-MAX_FAILED_STEPS = 3
+# So many streams are told at a time; the loop reads new requests before the next ones.
+_GROUP = 16
+# A pause between two rounds is at most so long, however slow the round before it.
+_MAX_PAUSE_S = 0.01
 # After a failed batch, the log names the cause and the clients this.
 _STEP_FAILED = "the engine failed while it worked on this request; try again"
 _DIED = "the engine has stopped; the server is going down"
@@ -53,7 +64,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Job:
-    """A request ready for the engine. `make_grammar` gives each completion its own."""
+    """A request ready for the engine."""
 
     model: str  # the name it was asked for by
     prompt_token_ids: Sequence[int]
@@ -61,7 +72,18 @@ class Job:
     deadline: float  # time.monotonic()
     arrived: float  # time.monotonic()
     cache_salt: str = ""
-    make_grammar: Callable[[], Grammar] | None = None
+    grammar: GrammarSpec | None = None
+
+
+@dataclass(eq=False, slots=True)
+class _Sequence:
+    """One completion of a job, and the tokens that have not become text yet."""
+
+    generation: "Generation"
+    completion: Completion
+    arrived: list[StepOutput] = field(default_factory=list)
+    last_token_at: float | None = None  # time.monotonic(), in the engine
+    is_over: bool = False
 
 
 class Generation:
@@ -73,17 +95,17 @@ class Generation:
 
     def __init__(self, engine: "AsyncEngine", job: Job, tokenizer: Tokenizer | None) -> None:
         self.job = job
+        num_prompt_tokens = len(job.prompt_token_ids)
         self.completions = [
-            Completion.begin(
-                engine.next_id(), index, job.params, len(job.prompt_token_ids), tokenizer
-            )
+            Completion.begin(engine.next_id(), index, job.params, num_prompt_tokens, tokenizer)
             for index in range(job.params.n)
         ]
+        self.sequences = [_Sequence(self, completion) for completion in self.completions]
         self._engine = engine
-        self._ready: list[TextChunk] = []
         self._waiter: asyncio.Future[None] | None = None
-        self._num_unfinished = job.params.n
         self._problem: Problem | None = None
+        self.timer: asyncio.TimerHandle | None = None  # of its deadline
+        self.is_patient = False
         self.closed = False
         self.has_first_token = False
         self.first_token_at: float | None = None  # time.monotonic()
@@ -92,37 +114,32 @@ class Generation:
         return self
 
     async def __anext__(self) -> list[TextChunk]:
-        """The chunks that have come since the last call, waiting for at least one."""
-        while not self._ready:
+        """What has come since the last call, in one chunk a completion; waits for at least one."""
+        while True:
+            chunks = [self._engine.read(each) for each in self.sequences if each.arrived]
+            if chunks:
+                return chunks
             if self._problem is not None:
                 raise self._problem
-            if self._num_unfinished == 0:
+            if all(each.is_over for each in self.sequences):
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        chunks, self._ready = self._ready, []
-        for chunk in chunks:
-            if chunk.finish_reason is not None:
-                self._num_unfinished -= 1
-        return chunks
 
-    def deliver(self, chunk: TextChunk) -> None:
-        """On the event loop: hand over one chunk."""
-        if self.first_token_at is None:
-            self.first_token_at = time.monotonic()
-            self._engine.note_first_token(self)
-        self._ready.append(chunk)
-        self._wake()
+    def wait_for_end(self) -> None:
+        """Whoever iterates wants only the whole. Stop strings are still searched as tokens come."""
+        self.is_patient = not self.job.params.stop
 
-    def fail(self, problem: Problem) -> None:
-        """On the event loop: end with a problem, behind the chunks already there."""
-        if self._problem is None:
-            self._problem = problem
-            self._wake()
-
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """There is something to read."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def fail(self, problem: Problem) -> None:
+        """End with a problem, behind the tokens already there."""
+        if self._problem is None:
+            self._problem = problem
+            self.wake()
 
     @property
     def num_generated_tokens(self) -> int:
@@ -139,46 +156,84 @@ class Generation:
         self._engine.release(self)
 
 
-@dataclass
-class _Sequence:
-    """One completion inside the engine thread."""
+class _Rounds:
+    """Tells streams that they have tokens.
 
-    generation: Generation
-    completion: Completion
-    last_token_at: float = field(default_factory=time.monotonic)
+    A round tells all that have some, in groups. It lasts until the last one has written, and the
+    next begins no sooner than as long after it: so half of the loop's time is left for requests,
+    whatever the engine's pace, and tokens that come during a pause are written together.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._next: dict[Generation, None] = {}
+        self._round: deque[Generation] = deque()
+        self._begun = 0.0  # time.monotonic()
+        self._earliest = 0.0  # when the next round may begin
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, generation: Generation) -> None:
+        """This one has something to read."""
+        self._next[generation] = None
+
+    def begin(self) -> None:
+        """Begin a round, if there is someone to tell, none is under way, and the pause is over."""
+        if not self._next or self._round or self._timer is not None:
+            return
+        self._begun = time.monotonic()
+        pause = self._earliest - self._begun
+        if pause > 0:
+            self._timer = self._loop.call_later(pause, self._end_pause)
+            return
+        self._round.extend(self._next)
+        self._next.clear()
+        self._tell()
+
+    def _end_pause(self) -> None:
+        self._timer = None
+        self.begin()
+
+    def _tell(self) -> None:
+        for _ in range(min(_GROUP, len(self._round))):
+            self._round[0].wake()
+            self._round.popleft()
+        self._loop.call_soon(self._go_on)  # behind what those do who have been told
+
+    def _go_on(self) -> None:
+        if self._round:
+            self._tell()
+            return
+        now = time.monotonic()
+        self._earliest = now + min(now - self._begun, _MAX_PAUSE_S)
+        self.begin()
 
 
 class AsyncEngine:
-    """Runs an Engine in its own thread. All methods but `_run` and below are the event loop's."""
+    """Speaks with an engine loop. All of it belongs to one event loop."""
 
     def __init__(
-        self, engine: Engine, tokenizer: Tokenizer | None, limits: Limits, metrics: Metrics
+        self, host: EngineHost, tokenizer: Tokenizer | None, limits: Limits, metrics: Metrics
     ) -> None:
         self.limits = limits
         self.death: str | None = None
         self.died = asyncio.Event()
         self.draining = False
-        self._engine = engine
+        self.figures = Figures()
+        self._host = host
+        self._channel = host.channel
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._ids = count()
         self._open: set[Generation] = set()
+        self._live: dict[str, _Sequence] = {}  # those that the engine works on
         self._num_sequences = 0
         self._num_reserved = 0
         self._queued_tokens = 0
-        self._loop = asyncio.get_running_loop()
-        self._inbox: deque[Callable[[], None]] = deque()
-        self._arrival = threading.Condition()
+        self._heard = time.monotonic()
         self._stopping = False
-        self._live: dict[str, _Sequence] = {}
-        self._unstarted: dict[str, float] = {}  # arrival of those that have not run yet
-        self._num_failed_steps = 0
-        self._heartbeat = time.monotonic()
-        engine.on_worker_lost(lambda reason: self._post(lambda: self.declare_dead(reason)))
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
-
-    # --- on the event loop
+        self._loop = asyncio.get_running_loop()
+        self._rounds = _Rounds(self._loop)
+        self._loop.add_reader(self._channel.sock, self._on_readable)
 
     def next_id(self) -> str:
         """An id that no other sequence of this engine has."""
@@ -191,13 +246,13 @@ class AsyncEngine:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the engine thread has work."""
-        return self._engine.has_requests or bool(self._inbox)
+        """Whether the engine has work."""
+        return bool(self._live)
 
     @property
     def silence_s(self) -> float:
-        """Seconds since the engine thread last began a step or an idle probe."""
-        return time.monotonic() - self._heartbeat
+        """Seconds since the engine's last sign of life, or since it was given work."""
+        return time.monotonic() - self._heard
 
     @contextlib.contextmanager
     def reserve(self, num_sequences: int) -> Iterator[None]:
@@ -227,30 +282,53 @@ class AsyncEngine:
             self._num_reserved -= 1
 
     def submit(self, job: Job) -> Generation:
-        """Queue a job, inside of a reservation."""
+        """Queue a job, inside of a reservation. What the engine has to say against it, its
+        grammar included, is raised by the iteration."""
         if self.death is not None:
             raise overloaded(_DIED, 10)
         generation = Generation(self, job, self._tokenizer)
+        # Stop strings are this side's business.
+        params = replace(job.params, stop=None) if job.params.stop else job.params
+        ids = [completion.request_id for completion in generation.completions]
+        if not self._live:
+            self._heard = time.monotonic()
+        try:
+            self._send(Add(ids, list(job.prompt_token_ids), params, job.cache_salt, job.grammar))
+        except OverflowError:
+            raise refused(
+                RequestError("prompt has a token id of over 64 bits", param="prompt")
+            ) from None
         self._open.add(generation)
         self._queued_tokens += len(job.prompt_token_ids)
-        self._send(lambda: self._add(generation))
+        self._live.update(zip(ids, generation.sequences, strict=True))
+        generation.timer = self._loop.call_later(
+            max(0.0, job.deadline - time.monotonic()), self._expire, generation
+        )
         return generation
 
-    def note_first_token(self, generation: Generation) -> None:
-        """The prompt of a generation is computed: it no longer counts as queued."""
-        if not generation.has_first_token:
-            generation.has_first_token = True
-            self._queued_tokens -= len(generation.job.prompt_token_ids)
+    def read(self, sequence: _Sequence) -> TextChunk:
+        """Make text of the tokens that have arrived; Problem 500 if that fails."""
+        arrived, sequence.arrived = sequence.arrived, []
+        try:
+            chunk = sequence.completion.push(arrived)
+        except Exception as error:  # noqa: BLE001 - only this request is concerned
+            self._metrics.log_error("tokens could not be turned into text", error)
+            self._drop(sequence.generation)
+            raise Problem(500, _STEP_FAILED) from None
+        if chunk.finish_reason is not None and not sequence.is_over:
+            self._finish(sequence, chunk)
+        return chunk
 
     def release(self, generation: Generation) -> None:
         """Nobody listens to this generation any more: abort what runs, and make room."""
         if generation.closed:
             return
         generation.closed = True
-        self.note_first_token(generation)
+        if generation.timer is not None:
+            generation.timer.cancel()
+        self._note_first_token(generation)
         self._open.discard(generation)
-        if any(completion.finish_reason is None for completion in generation.completions):
-            self._send(lambda: self._drop(generation))
+        self._drop(generation)
 
     async def drain(self, limit_s: float) -> None:
         """Refuse new requests, wait for the open ones, and end those that outlast the limit."""
@@ -262,13 +340,12 @@ class AsyncEngine:
             generation.fail(overloaded("the server shut down before the answer was complete", 10))
 
     async def stop(self) -> None:
-        """End the thread."""
-
-        def end() -> None:
-            self._stopping = True
-
-        self._send(end)
-        await asyncio.to_thread(self._thread.join, 5.0)
+        """End the engine loop, which may have died."""
+        self._stopping = True
+        self._send(Stop())
+        await asyncio.to_thread(self._host.join)
+        self._part()
+        self._channel.close()
 
     async def watch(self, step_timeout_s: float) -> str:
         """Wait until the engine has died or a step hangs; why. Every request has ended then."""
@@ -276,7 +353,7 @@ class AsyncEngine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.died.wait(), _WATCH_INTERVAL_S)
             if self.is_busy and self.silence_s > step_timeout_s:
-                faulthandler.dump_traceback(sys.stderr)
+                self._host.dump_stacks()
                 self.declare_dead(f"a step took over {self.silence_s:.0f} s")
         return str(self.death)
 
@@ -288,174 +365,142 @@ class AsyncEngine:
                 generation.fail(overloaded(_DIED, 10))
             self.died.set()
 
-    def _send(self, command: Callable[[], None]) -> None:
-        with self._arrival:
-            self._inbox.append(command)
-            self._arrival.notify()
+    # --- towards the engine
 
-    # --- in the engine thread
-
-    def _post(self, action: Callable[[], None]) -> None:
+    def _send(self, command: Message) -> None:
         try:
-            self._loop.call_soon_threadsafe(action)
-        except RuntimeError:  # the loop has ended: nobody is left to hear of it
-            self._stopping = True
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping:
-                self._heartbeat = time.monotonic()
-                self._take_commands()
-                self._expire()
-                if self._engine.has_requests:
-                    self._step()
-        except BaseException as error:  # noqa: BLE001 - the thread must not end unnoticed
-            reason = f"{type(error).__name__}: {error}"
-            self._post(lambda: self.declare_dead(reason))
-
-    def _take_commands(self) -> None:
-        with self._arrival:
-            if not self._inbox and not self._engine.has_requests:
-                self._arrival.wait(IDLE_PROBE_S)
-            commands = list(self._inbox)
-            self._inbox.clear()
-        for command in commands:
-            command()
-
-    def _add(self, generation: Generation) -> None:
-        if generation.closed:
+            self._channel.send(command)
+        except PeerGone:
+            self._lose()
             return
-        job = generation.job
+        if self._channel.has_unsent:
+            self._loop.add_writer(self._channel.sock, self._on_writable)
+
+    def _on_writable(self) -> None:
         try:
-            for completion in generation.completions:
-                self._engine.add(
-                    completion.request_id,
-                    job.prompt_token_ids,
-                    _params_of(job.params, completion.index),
-                    cache_salt=job.cache_salt,
-                    grammar=None if job.make_grammar is None else job.make_grammar(),
-                )
-                self._live[completion.request_id] = _Sequence(generation, completion)
-                self._unstarted[completion.request_id] = job.arrived
-        except RequestError as error:
-            self._end(generation, refused(error))
-        except Exception as error:  # noqa: BLE001 - only this request is concerned
-            self._metrics.log_error("a request could not be queued", error)
-            self._end(generation, Problem(500, _STEP_FAILED))
+            self._channel.flush()
+        except PeerGone:
+            self._lose()
+            return
+        if not self._channel.has_unsent:
+            self._loop.remove_writer(self._channel.sock)
 
     def _drop(self, generation: Generation) -> None:
-        for completion in generation.completions:
-            self._unstarted.pop(completion.request_id, None)
-            if self._live.pop(completion.request_id, None) is not None:
-                completion.finish_reason = "abort"
+        """Abort what still runs of a generation."""
+        running = []
+        for sequence in generation.sequences:
+            if not sequence.is_over:
+                sequence.is_over = True
+                sequence.completion.finish_reason = "abort"
                 self._metrics.finished("abort")
-            self._engine.abort(completion.request_id)
+            if self._live.pop(sequence.completion.request_id, None) is not None:
+                running.append(sequence.completion.request_id)
+        if running and self.death is None:
+            self._send(Abort(running))
 
     def _end(self, generation: Generation, problem: Problem) -> None:
         self._drop(generation)
-        self._post(lambda: generation.fail(problem))
+        generation.fail(problem)
 
-    def _expire(self) -> None:
-        now = time.monotonic()
-        late = {
-            id(sequence.generation): sequence.generation
-            for sequence in self._live.values()
-            if sequence.generation.job.deadline <= now
-        }
-        for generation in late.values():
-            waited = now - generation.job.arrived
+    def _expire(self, generation: Generation) -> None:
+        if not all(sequence.is_over for sequence in generation.sequences):
+            waited = time.monotonic() - generation.job.arrived
             self._end(
                 generation,
                 Problem(504, f"not complete after {waited:.1f} s; raise timeout", "timeout"),
             )
 
-    def _step(self) -> None:
-        begun = time.monotonic()
-        try:
-            outputs = self._engine.step()
-        except Exception as error:  # noqa: BLE001 - contained: the batch fails, the engine goes on
-            self._fail_batch(error)
-            return
-        self._num_failed_steps = 0
-        self._observe_queue(begun)
-        now = time.monotonic()
-        delivered = [pair for output in outputs if (pair := self._take(output, now)) is not None]
-        if delivered:
-            self._metrics.generated.inc(len(delivered))
-            self._post(lambda: _deliver(delivered))
+    def _finish(self, sequence: _Sequence, last: TextChunk) -> None:
+        """Book the end of a sequence; the engine does not know yet of one by a stop string."""
+        sequence.is_over = True
+        request_id = sequence.completion.request_id
+        if self._live.pop(request_id, None) is not None:
+            self._send(Abort([request_id]))
+        self._metrics.finished(last.finish_reason or "abort")
+        if sequence.last_token_at is not None:
+            arrived = sequence.generation.job.arrived
+            self._metrics.end_to_end.observe(sequence.last_token_at - arrived)
 
-    def _take(self, output: StepOutput, now: float) -> tuple[Generation, TextChunk] | None:
-        """One sequence's token of this moment: its chunk, or None if that ended the request."""
-        sequence = self._live.get(output.request_id)
-        if sequence is None:
-            return None
-        generation, completion = sequence.generation, sequence.completion
+    # --- from the engine
+
+    def _on_readable(self) -> None:
+        try:
+            payloads = self._channel.receive()
+        except PeerGone:
+            self._lose()
+            return
+        self._heard = time.monotonic()
+        for payload in payloads:
+            event = decode_event(payload)
+            match event:
+                case Step():
+                    self._take_step(event)
+                case Refused(request_ids=ids):
+                    self._end_all(ids, refused(RequestError(event.message, param=event.param)))
+                case Ended(request_ids=ids):
+                    self._end_all(ids, Problem(500, _STEP_FAILED))
+                case Died():
+                    self.declare_dead(event.reason)
+
+    def _take_step(self, step: Step) -> None:
+        self.figures = step.figures
+        live = self._live
+        for request_id in step.started:
+            if (sequence := live.get(request_id)) is not None:
+                waited = step.begun - sequence.generation.job.arrived
+                self._metrics.queue_time.observe(max(0.0, waited))
+        for output in step.outputs:
+            sequence = live.get(output.request_id)
+            if sequence is not None:  # else aborted, and the engine had not heard of it
+                self._take_output(sequence, output, step.ended)
+        self._rounds.begin()
+        if step.outputs:
+            self._metrics.generated.inc(len(step.outputs))
+
+    def _take_output(self, sequence: _Sequence, output: StepOutput, at: float) -> None:
+        generation = sequence.generation
         if output.error is not None:
             self._end(generation, Problem(500, "the grammar of this request failed"))
-            return None
-        try:
-            chunk = completion.push(output)
-        except Exception as error:  # noqa: BLE001 - only this request is concerned
-            self._metrics.log_error("a token could not be turned into text", error)
-            self._end(generation, Problem(500, _STEP_FAILED))
-            return None
-        self._observe(sequence, now)
-        if completion.finish_reason is not None:
-            del self._live[output.request_id]
-            self._engine.abort(output.request_id)
-            self._metrics.finished(completion.finish_reason)
-        return generation, chunk
-
-    def _observe_queue(self, step_begun: float) -> None:
-        """Book how long those waited whose first step this was."""
-        if not self._unstarted:
             return
-        waiting = {request.request_id for request in self._engine.scheduler.waiting}
-        for request_id in self._unstarted.keys() - waiting:
-            arrived = self._unstarted.pop(request_id)
-            self._metrics.queue_time.observe(max(0.0, step_begun - arrived))
-
-    def _observe(self, sequence: _Sequence, now: float) -> None:
-        job = sequence.generation.job
-        if len(sequence.completion.token_ids) == 1:
-            self._metrics.first_token(now - job.arrived, len(job.prompt_token_ids))
+        sequence.arrived.append(output)
+        is_first, is_last = sequence.last_token_at is None, output.finish_reason is not None
+        if is_last:
+            del self._live[output.request_id]
+        if sequence.last_token_at is None:
+            self._note_start(generation, at)
         else:
-            self._metrics.inter_token.observe(now - sequence.last_token_at)
-        sequence.last_token_at = now
-        if sequence.completion.finish_reason is not None:
-            self._metrics.end_to_end.observe(now - job.arrived)
+            self._metrics.inter_token.observe(at - sequence.last_token_at)
+        sequence.last_token_at = at
+        if is_last or (is_first and not generation.is_patient):
+            generation.wake()  # these never wait for a round
+        elif not generation.is_patient:
+            self._rounds.add(generation)
 
-    def _fail_batch(self, error: Exception) -> None:
-        """End the requests that ran in a failed step; those that wait stay."""
-        self._metrics.log_error("a step failed", error)
-        self._num_failed_steps += 1
-        scheduler = self._engine.scheduler
-        running = {request.request_id for request in scheduler.running}
-        # The device, or another rank, until the process ends.
-        is_lost = isinstance(error, torch.AcceleratorError | EngineError)
-        if is_lost or not running or self._num_failed_steps >= MAX_FAILED_STEPS:
-            raise error
-        for generation in _generations(self._live[one] for one in running if one in self._live):
-            self._end(generation, Problem(500, _STEP_FAILED))
-        if isinstance(error, torch.OutOfMemoryError):
-            # What a step needs beyond the buffers made at the start grows with its tokens.
-            torch.cuda.empty_cache()
-            half = scheduler.max_num_batched_tokens // 2
-            scheduler.max_num_batched_tokens = max(scheduler.max_num_seqs, half)
+    def _note_start(self, generation: Generation, at: float) -> None:
+        """A sequence has its first token."""
+        job = generation.job
+        self._metrics.first_token(at - job.arrived, len(job.prompt_token_ids))
+        if generation.first_token_at is None:
+            generation.first_token_at = at
+            self._note_first_token(generation)
 
+    def _note_first_token(self, generation: Generation) -> None:
+        """The prompt of a generation is computed: it no longer counts as queued."""
+        if not generation.has_first_token:
+            generation.has_first_token = True
+            self._queued_tokens -= len(generation.job.prompt_token_ids)
 
-def _params_of(params: SamplingParams, index: int) -> SamplingParams:
-    """The settings of one of n completions; unchanged they need no second check."""
-    if params.n == 1 and params.seed is None:
-        return params
-    seed = None if params.seed is None else (params.seed + index) % 2**63
-    return replace(params, n=1, seed=seed)
+    def _end_all(self, request_ids: Sequence[str], problem: Problem) -> None:
+        for request_id in request_ids:
+            if (sequence := self._live.pop(request_id, None)) is not None:
+                self._end(sequence.generation, problem)
 
+    def _lose(self) -> None:
+        """The other end is gone, as it was told to be, or because it has died."""
+        self._part()
+        if not self._stopping:
+            self.declare_dead(self._host.last_words())
 
-def _generations(sequences: Iterable[_Sequence]) -> list[Generation]:
-    return list({id(one.generation): one.generation for one in sequences}.values())
-
-
-def _deliver(delivered: list[tuple[Generation, TextChunk]]) -> None:
-    for generation, chunk in delivered:
-        generation.deliver(chunk)
+    def _part(self) -> None:
+        self._loop.remove_reader(self._channel.sock)
+        self._loop.remove_writer(self._channel.sock)

@@ -5,7 +5,6 @@ module writes its deltas the way OpenAI's chat API does.
 """
 
 import json
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from lite_llama.engine.request import TokenLogprobs
 from lite_llama.errors import RequestError
 from lite_llama.server import logprobs
 from lite_llama.server.async_engine import Generation
-from lite_llama.server.http import data_event
+from lite_llama.server.http import data_event, fresh_id
 from lite_llama.server.problems import Problem, refused
 from lite_llama.server.protocol import (
     MAX_MESSAGES,
@@ -95,8 +94,7 @@ class _Reader:
                 content, calls = self._calls.finish()
                 delta.content += content
                 delta.calls += calls
-        if chunk.logprobs is not None:
-            delta.logprobs.append(chunk.logprobs)
+        delta.logprobs += chunk.logprobs
         if ended:
             called = self._calls is not None and self._calls.num_calls > 0
             delta.finish_reason = (
@@ -132,11 +130,10 @@ async def answer(service: Service, request: ChatRequest, caller: Caller) -> Asyn
     service.check_bytes(_num_bytes(messages), "messages")
     with service.engine.reserve(params.n):
         spec = _grammar_spec(request, tools)
-        make_grammar = None if spec is None else await service.compile_grammar(spec)
         listed = [_as_json(tool) for tool in tools] or None
         token_ids = await service.in_thread(lambda: service.render(messages, listed, options))
         service.check_max_tokens(request, params, len(token_ids))
-        generation = service.submit(token_ids, params, request, caller, make_grammar)
+        generation = service.submit(token_ids, params, request, caller, spec)
         try:
             readers = [_reader(service, request, tools, token_ids, spec) for _ in range(params.n)]
             yield Answer(generation, readers)
@@ -385,7 +382,7 @@ def _reader(
         calls = TaggedCalls(names) if "<tool_call>" in template else JsonCalls(names)
     splitter = None
     if "</think>" in template:
-        tail = service.llm.tokenizer.decode(token_ids[-8:], skip_special_tokens=False)
+        tail = service.text.tokenizer.decode(token_ids[-8:], skip_special_tokens=False)
         splitter = ReasoningSplitter(inside=tail.rstrip().endswith("<think>"))
     return _Reader(splitter, calls)
 
@@ -400,7 +397,7 @@ class ChatWriter:
     service: Service
     request: ChatRequest
     model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: f"chatcmpl-{fresh_id()}")
 
     def base(self, kind: Literal["chat.completion", "chat.completion.chunk"]) -> dict[str, Any]:
         """The fields that every object has."""
@@ -424,7 +421,7 @@ class ChatWriter:
         """The logprobs object of some tokens."""
         if not self.request.logprobs:
             return None
-        tokenizer = self.service.llm.tokenizer
+        tokenizer = self.service.text.tokenizer
         return {"content": [logprobs.chat_entry(tokenizer, row) for row in rows], "refusal": None}
 
 
@@ -474,7 +471,7 @@ def _delta_events(writer: ChatWriter, delta: Delta, num_calls: list[int]) -> Ite
 
 def call_id() -> str:
     """A fresh id of a tool call."""
-    return f"call_{secrets.token_hex(12)}"
+    return f"call_{fresh_id()}"
 
 
 @dataclass
@@ -494,6 +491,7 @@ async def gather(under_way: Answer) -> list[Gathered]:
         ([], [], []) for _ in under_way.readers
     ]
     choices = [Gathered() for _ in under_way.readers]
+    under_way.generation.wait_for_end()
     async for delta in under_way.deltas():
         choice = choices[delta.index]
         parts[delta.index][0].append(delta.content)
@@ -517,7 +515,7 @@ async def complete(writer: ChatWriter, caller: Caller) -> dict[str, Any]:
         body["usage"] = service.usage([under_way.generation])
         if writer.request.prompt_logprobs is not None:
             rows = under_way.generation.completions[0].prompt_logprobs
-            body["prompt_logprobs"] = logprobs.prompt_rows(service.llm.tokenizer, rows)
+            body["prompt_logprobs"] = logprobs.prompt_rows(service.text.tokenizer, rows)
         return body
 
 

@@ -1,7 +1,6 @@
 """POST /v1/completions: plain texts or token ids, one or many, continued."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from lite_llama.engine.request import TokenLogprobs
 from lite_llama.server import logprobs
 from lite_llama.server.async_engine import Generation
 from lite_llama.server.chat import format_spec
-from lite_llama.server.http import data_event
+from lite_llama.server.http import data_event, fresh_id
 from lite_llama.server.problems import Problem
 from lite_llama.server.protocol import MAX_PROMPTS, CompletionRequest, sampling_params
 from lite_llama.server.service import Caller, Service
@@ -31,7 +30,7 @@ class CompletionWriter:
 
     def __post_init__(self) -> None:
         self.base = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
+            "id": f"cmpl-{fresh_id()}",
             "object": "text_completion",
             "created": self.service.now(),
             "model": self.model,
@@ -59,17 +58,14 @@ async def _started(writer: CompletionWriter, caller: Caller) -> AsyncIterator[li
         service.check_bytes(_size(prompt), "prompt")
     with service.engine.reserve(params.n * len(prompts)), ExitStack() as opened:
         spec = format_spec(request)
-        make_grammar = None if spec is None else await service.compile_grammar(spec)
-        tokenised = await service.in_thread(
-            lambda: [service.encode(each) if isinstance(each, str) else each for each in prompts]
-        )
+        tokenised = await service.encode_all(prompts)
         started = []
         for token_ids in tokenised:
             service.check_max_tokens(request, params, len(token_ids))
         for prompt, token_ids in zip(prompts, tokenised, strict=True):
-            generation = service.submit(token_ids, params, request, caller, make_grammar)
+            generation = service.submit(token_ids, params, request, caller, spec)
             opened.callback(generation.close)
-            text = prompt if isinstance(prompt, str) else service.llm.tokenizer.decode(prompt)
+            text = prompt if isinstance(prompt, str) else service.text.tokenizer.decode(prompt)
             started.append(_Started(text, generation))
         yield started
 
@@ -117,12 +113,13 @@ async def complete(writer: CompletionWriter, caller: Caller) -> dict[str, Any]:
 
 
 async def _exhaust(generation: Generation) -> None:
+    generation.wait_for_end()
     async for _ in generation:
         pass
 
 
 def _choice(writer: CompletionWriter, started: _Started, completion: Completion) -> dict[str, Any]:
-    request, tokenizer = writer.request, writer.service.llm.tokenizer
+    request, tokenizer = writer.request, writer.service.text.tokenizer
     echoed = started.prompt if request.echo else ""
     choice: dict[str, Any] = {
         "text": echoed + completion.text,
@@ -172,11 +169,11 @@ async def stream(writer: CompletionWriter, caller: Caller) -> AsyncGenerator[byt
 def _described(
     writer: CompletionWriter, started: _Started, chunk: TextChunk, offsets: list[int], index: int
 ) -> dict[str, Any]:
-    request, tokenizer = writer.request, writer.service.llm.tokenizer
+    request, tokenizer = writer.request, writer.service.text.tokenizer
     first = offsets[index] == 0
     text = chunk.text
-    rows: list[TokenLogprobs | None] = [] if chunk.logprobs is None else [chunk.logprobs]
-    token_ids = [] if chunk.logprobs is None else list(chunk.token_ids)
+    rows: list[TokenLogprobs | None] = list(chunk.logprobs)
+    token_ids = list(chunk.token_ids[: len(rows)])
     if request.echo and first:
         text = started.prompt + text
         prompt_rows = started.generation.completions[chunk.index].prompt_logprobs

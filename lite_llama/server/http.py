@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -22,6 +23,12 @@ _LONG_BODY_BYTES = 256 << 10
 _PING = b": ping\n\n"
 
 encode = msgspec.json.Encoder().encode
+_draw = random.Random()  # seeded by the system, which is slow to ask each time
+
+
+def fresh_id() -> str:
+    """24 hexadecimal digits that name something; not a secret."""
+    return f"{_draw.getrandbits(96):024x}"
 
 
 def data_event(content: Any) -> bytes:
@@ -139,6 +146,8 @@ class EventStream(Response):
         self.describe = describe or (lambda problem: data_event(problem.envelope()))
         self._started = False
         self._quiet = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping: asyncio.Future[None] | None = None
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,7 +157,7 @@ class EventStream(Response):
             await until_disconnect(receive, self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
-        pinger = asyncio.create_task(self._ping(send))
+        self._watch_silence(send)
         try:
             async for event in self.events:
                 if not self._started:
@@ -162,7 +171,10 @@ class EventStream(Response):
             else:
                 await problem_response(problem)({"type": "http"}, _nothing_to_receive, send)
         finally:
-            pinger.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._ping is not None:
+                self._ping.cancel()
             await self.events.aclose()
 
     async def _start(self, send: Send) -> None:
@@ -176,12 +188,14 @@ class EventStream(Response):
         self._quiet = False
         await send({"type": "http.response.body", "body": body, "more_body": more})
 
-    async def _ping(self, send: Send) -> None:
-        while True:
-            self._quiet = True
-            await asyncio.sleep(PING_INTERVAL_S)
-            if self._quiet:
-                await self._send(send, _PING)
+    def _watch_silence(self, send: Send) -> None:
+        """Ping if there was nothing since the last call. A timer costs less than a task."""
+        if self._quiet:
+            self._ping = asyncio.ensure_future(self._send(send, _PING))
+        self._quiet = True
+        self._timer = asyncio.get_running_loop().call_later(
+            PING_INTERVAL_S, self._watch_silence, send
+        )
 
 
 async def _nothing_to_receive() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """POST /v1/messages: Anthropic's API as a thin layer over chat."""
 
 import json
-import secrets
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from lite_llama.server.chat import Answer, Delta, answer
-from lite_llama.server.http import named_event
+from lite_llama.server.http import fresh_id, named_event
 from lite_llama.server.problems import Problem
 from lite_llama.server.protocol import (
     CalledFunction,
@@ -164,7 +163,7 @@ class MessagesWriter:
     service: Service
     request: MessagesRequest
     model: str
-    id: str = field(default_factory=lambda: f"msg_{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: f"msg_{fresh_id()}")
     content: list[dict[str, Any]] = field(default_factory=list)
     end: dict[str, Any] = field(
         default_factory=lambda: {"stop_reason": None, "stop_sequence": None}
@@ -227,7 +226,7 @@ class MessagesWriter:
 
     def _call(self, part: CallPart) -> Iterator[bytes]:
         if part.name is not None:
-            block = {"type": "tool_use", "id": f"toolu_{secrets.token_hex(12)}"}
+            block = {"type": "tool_use", "id": f"toolu_{fresh_id()}"}
             yield from self._open({**block, "name": part.name, "input": {}})
             self._arguments = []
         self._arguments.append(part.arguments)

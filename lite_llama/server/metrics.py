@@ -16,10 +16,9 @@ from prometheus_client.core import (
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from lite_llama.engine.engine import Engine
-
 if TYPE_CHECKING:
     from lite_llama.engine.request import FinishReason
+    from lite_llama.server.wire import Figures
 
 PREFIX = "lite_llama:"
 _LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -47,11 +46,11 @@ class Metrics:
         self.end_to_end = self._histogram("e2e_request_latency_seconds", "Arrival to last token.")
         self.queue_time = self._histogram("request_queue_time_seconds", "Arrival to first step.")
 
-    def watch(self, engine: Engine, is_ready: Callable[[], bool]) -> None:
-        """Report the engine's own figures, as they are at each scrape."""
+    def watch(self, figures: "Callable[[], Figures]", is_ready: Callable[[], bool]) -> None:
+        """Report the engine's own figures, as it told them last, at each scrape."""
         ready = Gauge(f"{PREFIX}ready", "1 if requests are accepted.", registry=self.registry)
         ready.set_function(lambda: float(is_ready()))
-        self.registry.register(_EngineFigures(engine))
+        self.registry.register(_EngineFigures(figures))
 
     def render(self) -> bytes:
         """The text that Prometheus scrapes."""
@@ -100,29 +99,20 @@ class Durations(Collector):
 
 
 class _EngineFigures(Collector):
-    """Reads plain integers that the engine thread writes; a scrape may be one step old."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, figures: "Callable[[], Figures]") -> None:
+        self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
-        scheduler = self._engine.scheduler
-        pool = scheduler.pool
+        figures = self._figures()
         gauges = {
-            "num_requests_running": ("Sequences in the batch.", len(scheduler.running)),
-            "num_requests_waiting": ("Sequences that wait.", len(scheduler.waiting)),
-            "kv_cache_usage_perc": (
-                "Share of KV blocks in use, 0 to 1.",
-                1.0 - pool.num_available / pool.num_blocks,
-            ),
+            "num_requests_running": ("Sequences in the batch.", figures.num_running),
+            "num_requests_waiting": ("Sequences that wait.", figures.num_waiting),
+            "kv_cache_usage_perc": ("Share of KV blocks in use, 0 to 1.", figures.cache_usage),
         }
         counters = {
-            "prefix_cache_queries": ("Tokens asked of it.", pool.stats.num_queried_tokens),
-            "prefix_cache_hits": ("Tokens it had.", pool.stats.num_hit_tokens),
-            "num_preemptions": (
-                "Sequences put back for want of blocks.",
-                scheduler.num_preemptions,
-            ),
+            "prefix_cache_queries": ("Tokens asked of it.", figures.num_queried_tokens),
+            "prefix_cache_hits": ("Tokens it had.", figures.num_hit_tokens),
+            "num_preemptions": ("Sequences put back for want of blocks.", figures.num_preemptions),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(PREFIX + name, text, value)

@@ -1,6 +1,5 @@
 """POST /v1/responses: OpenAI's newer API, stateless, as a thin layer over chat."""
 
-import secrets
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from lite_llama.server.chat import Answer, Delta, answer, call_id
-from lite_llama.server.http import named_event
+from lite_llama.server.http import fresh_id, named_event
 from lite_llama.server.problems import Problem
 from lite_llama.server.protocol import (
     CalledFunction,
@@ -169,7 +168,7 @@ class ResponsesWriter:
     service: Service
     request: ResponsesRequest
     model: str
-    id: str = field(default_factory=lambda: f"resp_{secrets.token_hex(12)}")
+    id: str = field(default_factory=lambda: f"resp_{fresh_id()}")
     output: list[dict[str, Any]] = field(default_factory=list)
     _created: int = 0
     _is_open: bool = False
@@ -246,7 +245,7 @@ class ResponsesWriter:
 
     def _open(self, kind: str, part_kind: str) -> Iterator[bytes]:
         self._is_open = True
-        item: dict[str, Any] = {"id": f"item_{secrets.token_hex(12)}", "type": kind}
+        item: dict[str, Any] = {"id": f"item_{fresh_id()}", "type": kind}
         item["status"] = "in_progress"
         if kind == "message":
             item["role"] = "assistant"
@@ -265,7 +264,7 @@ class ResponsesWriter:
         if part.name is not None:
             yield from self.close_item()
             self._is_open = True
-            item = {"id": f"fc_{secrets.token_hex(12)}", "type": "function_call"}
+            item = {"id": f"fc_{fresh_id()}", "type": "function_call"}
             item |= {"call_id": call_id(), "name": part.name, "arguments": ""}
             self.output.append(item | {"status": "in_progress"})
             yield self.event(

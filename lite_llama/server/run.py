@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,20 +16,25 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from lite_llama.checkpoint.default_model import DEFAULT_MODEL_NAME
+from lite_llama.checkpoint.default_model import DEFAULT_MODEL_NAME, find_default_model
+from lite_llama.checkpoint.reader import open_checkpoint
 from lite_llama.errors import ConfigError
-from lite_llama.llm import LLM
+from lite_llama.model_text import ModelText, read_tokenizer
 from lite_llama.server.app import App
 from lite_llama.server.async_engine import AsyncEngine, Limits
 from lite_llama.server.config import ServeConfig
 from lite_llama.server.connection import BoundedConnection
+from lite_llama.server.engine_host import EngineHost, EngineProcess, await_ready
 from lite_llama.server.metrics import Metrics
 from lite_llama.server.service import Service
 from lite_llama.server.tracing import Tracer, open_tracer
+from lite_llama.server.wire import Ready
 
 log = logging.getLogger("lite_llama.server")
 
 _KEEP_ALIVE_S = 30
+# A thread that renders a prompt gets its turn from a busy loop after so long, not after 5 ms.
+_SWITCH_S = 0.0005
 # After the last answer, so that clients read it before the connections close.
 _CLOSE_S = 2.0
 
@@ -39,16 +46,13 @@ class Phases:
     report: Callable[[str], None]
     started: float = field(default_factory=time.perf_counter)
 
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time one phase and report it."""
-        begun = time.perf_counter()
-        yield
-        self.report(f"{name:<24} {time.perf_counter() - begun:6.2f} s")
+    def phase(self, name: str, duration_s: float) -> None:
+        """Report one phase."""
+        self.report(f"{name:<24} {duration_s:6.2f} s")
 
     def total(self, name: str) -> None:
         """Report the time since the beginning."""
-        self.report(f"{name:<24} {time.perf_counter() - self.started:6.2f} s")
+        self.phase(name, time.perf_counter() - self.started)
 
 
 class _Server(uvicorn.Server):
@@ -60,27 +64,28 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(model: str | None, config: ServeConfig, settings: dict[str, Any], phases: Phases) -> int:
+def serve(
+    model: str | None,
+    config: ServeConfig,
+    settings: dict[str, Any],
+    phases: Phases,
+    engine_main: str = "lite_llama.server.engine_process",
+) -> int:
     """Serve a model until a signal or the engine's death; the exit code of the process.
 
-    `settings` are EngineConfig's. Raises ConfigError if the address cannot be bound, and what
-    LLM raises.
+    The engine is a child process, whose body is the module `engine_main`. `settings` are
+    EngineConfig's. Raises ConfigError if the address cannot be bound, and what LLM raises.
     """
     tracer = open_tracer(config.otlp_traces_endpoint)
     listener = _bind(config)
     try:
-        with phases.phase("load the model"):
-            llm = LLM(model, **settings)
-        with llm:
-            with phases.phase("warm up"):
-                warm_up(llm)
-            name = served_name(model)
-            code = uvloop.run(_serve(llm, name, config, tracer, listener, phases))
-            if code:
-                if tracer is not None:
-                    tracer.close()
-                os._exit(code)  # a lost device or rank cannot be waited for, nor closed
-            return code
+        served = start_engine(model, settings, phases.phase, engine_main)
+        sys.setswitchinterval(_SWITCH_S)
+        gc.freeze()  # what is here now stays; to look through it takes tens of milliseconds
+        try:
+            return uvloop.run(_serve(served, config, tracer, listener, phases))
+        finally:
+            served.engine.kill()
     finally:
         listener.close()
         if tracer is not None:
@@ -108,31 +113,56 @@ def served_name(model: str | None) -> str:
     return DEFAULT_MODEL_NAME if model is None else model
 
 
-def warm_up(llm: LLM) -> None:
-    """One prefill and one decode step, and the chat template's process."""
-    params = llm.default_sampling_params()
-    for _ in zip(llm.stream("Hello", params), range(2), strict=False):
-        pass
+@dataclass(frozen=True)
+class Served:
+    """A model to serve: its engine, which is ready, and its text side."""
+
+    engine: EngineHost
+    ready: Ready
+    text: ModelText
+    name: str
 
 
-def create_service(llm: LLM, name: str, config: ServeConfig) -> Service:
-    """A model with its engine's thread and its limits. Call it on the event loop."""
+def start_engine(
+    model: str | None,
+    settings: dict[str, Any],
+    report: Callable[[str, float], None],
+    engine_main: str = "lite_llama.server.engine_process",
+) -> Served:
+    """Load a model: its weights in a child process, and meanwhile the rest of it in this one.
+
+    `report(phase, seconds)` is told of the child's progress. Raises what LLM raises.
+    """
+    engine = EngineProcess(model, settings, engine_main)
+    try:
+        checkpoint = open_checkpoint(find_default_model() if model is None else model)
+        tokenizer = read_tokenizer(checkpoint)
+        ready = await_ready(engine, report)
+        text = ModelText(checkpoint, tokenizer, ready.max_model_len)
+    except BaseException:
+        engine.kill()
+        raise
+    return Served(engine, ready, text, served_name(model))
+
+
+def create_service(served: Served, config: ServeConfig) -> Service:
+    """What answers the requests for a model, within its limits. Call it on the event loop."""
     metrics = Metrics()
     limits = Limits(
-        max_sequences=config.max_num_queued_reqs or 4 * llm.plan.max_num_seqs,
-        max_queued_tokens=config.max_num_queued_tokens or 16 * llm.plan.max_model_len,
+        max_sequences=config.max_num_queued_reqs or 4 * served.ready.max_num_seqs,
+        max_queued_tokens=config.max_num_queued_tokens or 16 * served.ready.max_model_len,
     )
-    engine = AsyncEngine(llm.engine, llm.tokenizer, limits, metrics)
-    service = Service(llm, engine, config, metrics, name)
-    metrics.watch(llm.engine, lambda: service.is_ready)
+    engine = AsyncEngine(served.engine, served.text.tokenizer, limits, metrics)
+    service = Service(served.text, engine, config, metrics, served.name)
+    metrics.watch(lambda: engine.figures, lambda: service.is_ready)
     return service
 
 
 def create_server(
-    llm: LLM, name: str, config: ServeConfig, tracer: Tracer | None = None
+    served: Served, config: ServeConfig, tracer: Tracer | None = None
 ) -> tuple[uvicorn.Server, Service]:
     """The HTTP server of a model, and what it serves. Call it on the event loop."""
-    service = create_service(llm, name, config)
+    service = create_service(served, config)
     server = _Server(
         uvicorn.Config(
             App(service, config, tracer),
@@ -153,15 +183,14 @@ def create_server(
 
 
 async def _serve(
-    llm: LLM,
-    name: str,
+    served: Served,
     config: ServeConfig,
     tracer: Tracer | None,
     listener: socket.socket,
     phases: Phases,
 ) -> int:
-    server, service = create_server(llm, name, config, tracer)
-    ending = _Ending(service.engine, server, config)
+    server, service = create_server(served, config, tracer)
+    ending = _Ending(service.engine, served.engine, server, config)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.on_signal)
     watch = asyncio.create_task(ending.watch())
@@ -180,9 +209,16 @@ async def _serve(
 class _Ending:
     """How a server ends: drained by a signal, at once by a second one, or by its engine's death."""
 
-    def __init__(self, engine: AsyncEngine, server: uvicorn.Server, config: ServeConfig) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        host: EngineHost,
+        server: uvicorn.Server,
+        config: ServeConfig,
+    ) -> None:
         self.exit_code = 0
         self._engine = engine
+        self._host = host
         self._server = server
         self._config = config
         self._draining: asyncio.Task[None] | None = None
@@ -191,7 +227,7 @@ class _Ending:
         """First: refuse new requests and finish the open ones. Second: exit."""
         if self._draining is not None:
             log.warning("exiting at once")
-            os._exit(1)
+            self._exit()
         self._engine.draining = True
         log.info("draining %d requests", self._engine.num_reserved)
         self._draining = asyncio.create_task(self._drain())
@@ -205,8 +241,12 @@ class _Ending:
         reason = await self._engine.watch(self._config.step_timeout_s)
         log.error("the engine has died: %s", reason)
         self.exit_code = 1
-        # The clients' error events go out first; a hung thread must not hold up the exit.
+        # The clients' error events go out first.
         await asyncio.sleep(0.2)
         self._server.should_exit = True
         await asyncio.sleep(_CLOSE_S + 1.0)
+        self._exit()
+
+    def _exit(self) -> None:
+        self._host.kill()
         os._exit(1)

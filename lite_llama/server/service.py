@@ -7,21 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from lite_llama.engine.request import Grammar
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.errors import ContextTooLong, RequestError
-from lite_llama.llm import LLM
+from lite_llama.model_text import ModelText
 from lite_llama.server.async_engine import AsyncEngine, Generation, Job
 from lite_llama.server.config import ServeConfig
 from lite_llama.server.metrics import Metrics
 from lite_llama.server.problems import Problem, refused
 from lite_llama.server.protocol import ChatRequest, CompletionRequest, GenerationFields
-from lite_llama.text.grammar import GrammarCompiler, GrammarSpec
+from lite_llama.text.grammar import GrammarSpec
 
 T = TypeVar("T")
 
 # Longest text, in bytes, for each token of the context; a longer one is refused unread.
 _MAX_BYTES_PER_TOKEN = 8
+# So much text is tokenized on the event loop: it takes less than the way to a thread and back, on
+# which a busy loop keeps the GIL.
+_SHORT_BYTES = 2 << 10
 # Threads for tokenizing and rendering; both release the GIL while they work.
 _NUM_WORKERS = 2
 
@@ -39,18 +41,15 @@ class Service:
     """One model, served."""
 
     def __init__(
-        self, llm: LLM, engine: AsyncEngine, config: ServeConfig, metrics: Metrics, name: str
+        self, text: ModelText, engine: AsyncEngine, config: ServeConfig, metrics: Metrics, name: str
     ) -> None:
-        self.llm = llm
+        self.text = text
         self.engine = engine
         self.config = config
         self.metrics = metrics
         self.names = config.served_model_names or (name,)
         self.created = int(time.time())
-        self.defaults = replace(llm.default_sampling_params(), seed=config.seed)
-        self.grammars = GrammarCompiler(
-            llm.tokenizer, llm.model_config.vocab_size, llm.engine.eos_token_ids
-        )
+        self.defaults = replace(text.default_sampling_params(), seed=config.seed)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "text")
 
     @property
@@ -63,7 +62,7 @@ class Service:
     @property
     def template(self) -> str:
         """The source of the model's chat template; "" if it has none."""
-        return self.llm.chat_template_source or ""
+        return self.text.chat_template_source or ""
 
     @property
     def described_defaults(self) -> dict[str, float]:
@@ -93,9 +92,22 @@ class Service:
         except RequestError as error:
             raise refused(error) from None
 
+    async def encode_all(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+        """Token ids of plain prompts, those that are token ids already included."""
+
+        def encode() -> list[list[int]]:
+            return [self.encode(each) if isinstance(each, str) else each for each in prompts]
+
+        if sum(len(each) for each in prompts if isinstance(each, str)) <= _SHORT_BYTES:
+            try:
+                return encode()
+            except RequestError as error:
+                raise refused(error) from None
+        return await self.in_thread(encode)
+
     def check_bytes(self, num_bytes: int, param: str) -> None:
         """Refuse a text that cannot fit into the context, before it is tokenized."""
-        context = self.llm.plan.max_model_len
+        context = self.text.max_model_len
         limit = _MAX_BYTES_PER_TOKEN * context
         if num_bytes > limit:
             raise Problem(
@@ -110,7 +122,7 @@ class Service:
         self, request: ChatRequest | CompletionRequest, params: SamplingParams, num_prompt: int
     ) -> None:
         """Refuse an answer that cannot fit behind a prompt of `num_prompt` tokens."""
-        context = self.llm.plan.max_model_len
+        context = self.text.max_model_len
         asked = request.max_tokens
         name = "max_tokens"
         if isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
@@ -138,20 +150,13 @@ class Service:
                 "min_tokens",
             )
 
-    async def compile_grammar(self, spec: GrammarSpec) -> Callable[[], Grammar]:
-        """A maker of matchers for `spec`; Problem 400 if it is not a usable grammar."""
-        try:
-            return await self.grammars.compile(spec)
-        except RequestError as error:
-            raise refused(error) from None
-
     def submit(
         self,
         token_ids: Sequence[int],
         params: SamplingParams,
         request: GenerationFields,
         caller: Caller,
-        make_grammar: Callable[[], Grammar] | None,
+        grammar: GrammarSpec | None,
     ) -> Generation:
         """Queue one prompt."""
         timeout = self.config.request_timeout_s if request.timeout is None else request.timeout
@@ -164,7 +169,7 @@ class Service:
                 deadline=caller.arrived + timeout,
                 arrived=caller.arrived,
                 cache_salt=f"{caller.salt}/{request.cache_salt or ''}",
-                make_grammar=make_grammar,
+                grammar=grammar,
             )
         )
         caller.generations.append(generation)
@@ -172,7 +177,7 @@ class Service:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a plain text."""
-        return self.llm.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self.text.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def render(
         self,
@@ -182,7 +187,7 @@ class Service:
     ) -> list[int]:
         """Token ids of a conversation; RequestError names the field at fault."""
         try:
-            return self.llm.render_chat(messages, tools=tools, **options)
+            return self.text.render_chat(messages, tools=tools, **options)
         except ContextTooLong as error:
             raise RequestError(str(error), param="messages") from None
 

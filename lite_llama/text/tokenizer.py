@@ -89,6 +89,7 @@ class Tokenizer:
         self._texts: list[str] = [backend.id_to_token(index) or "" for index in range(size)]
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
         self._to_bytes = to_bytes
+        self._bytes: dict[int, bytes] = {}  # of the tokens that were asked for
         # Added tokens are not spelled in the byte alphabet: DeepSeek's "ö" is the letter.
         self._verbatim_ids = frozenset(added if to_bytes is _byte_level_bytes else ())
         self.vocab_size = size
@@ -207,8 +208,13 @@ class Tokenizer:
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes that the token stands for; b"" outside the vocabulary."""
-        text = self.token_text(index)
-        return text.encode() if index in self._verbatim_ids else self._to_bytes(text)
+        found = self._bytes.get(index)
+        if found is None:
+            text = self.token_text(index)
+            found = text.encode() if index in self._verbatim_ids else self._to_bytes(text)
+            if text:
+                self._bytes[index] = found
+        return found
 
     def is_special(self, index: int) -> bool:
         """Whether the token is one that `decode` leaves out by default."""

@@ -5,12 +5,12 @@ engine's work is tested anywhere.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from lite_llama import LLM, SamplingParams, ops

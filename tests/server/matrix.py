@@ -267,12 +267,14 @@ ROWS: dict[str, Row] = {
         ),
     ),
     "L7": Row(
-        "the engine's thread dies or hangs; kill -9 of the process",
+        "the engine's process dies, hangs, or is killed (-9); kill -9 of the HTTP process",
         form(
             "error event < 1 s, /ready 503 < 1 s, exit not 0 < 5 s (a hang: beyond step_timeout); "
             "no process, no /dev/shm file left",
             "test_a_dead_engine_ends_the_process_with_an_error",
             "test_a_hanging_step_ends_the_process_with_an_error",
+            "test_a_killed_engine_ends_the_process_with_an_error",
+            "test_a_stopped_server_takes_its_hanging_engine_along",
             "test_a_killed_server_leaves_nothing_behind",
         ),
     ),

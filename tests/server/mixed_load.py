@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 
 from tests.server.servers import ServerProcess
 
@@ -40,7 +39,6 @@ def load(
     read_gpu_bytes: Callable[[], int] = lambda: 0,
 ) -> list[Mark]:
     """Closed loops for so long; a mark an answer, once a sixth of the time is over."""
-    process = psutil.Process(server.process.pid)
     begun = time.monotonic()
 
     def hold(number: int) -> list[Mark]:
@@ -56,7 +54,7 @@ def load(
                 answer = client.post("/v1/chat/completions", json=body)
                 assert answer.status_code == 200, answer.text
                 if elapsed > length_s / 6:
-                    held = (server.rss, process.num_fds(), read_gpu_bytes())
+                    held = (server.rss, server.num_fds, read_gpu_bytes())
                     marks.append(Mark(elapsed, *held))
         return marks
 

@@ -22,18 +22,27 @@ import uvloop
 
 from lite_llama.llm import LLM
 from lite_llama.server.config import ServeConfig
-from lite_llama.server.run import create_server
+from lite_llama.server.engine_host import EngineThread, await_ready
+from lite_llama.server.engine_loop import EngineLoop
+from lite_llama.server.run import Served, create_server
 from lite_llama.server.service import Service
 from lite_llama.server.tracing import Tracer
 
 MODEL = "SmolLM2-135M-Instruct"
 
 
+def serve_here(llm: LLM) -> Served:
+    """A model whose engine loop runs in a thread of this process, where it can be watched."""
+    engine = EngineThread(EngineLoop(llm.engine, llm.tokenizer).run)
+    return Served(engine, await_ready(engine, lambda *_: None), llm.text, MODEL)
+
+
 class LocalServer:
-    """A server in a thread of this process."""
+    """A server in a thread of this process, for an engine in another one."""
 
     def __init__(self, llm: LLM, config: ServeConfig, tracer: Tracer | None = None) -> None:
         self.llm = llm
+        self._served = serve_here(llm)
         self._listener = socket.socket()
         self._listener.bind(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -48,7 +57,7 @@ class LocalServer:
         wait_until(lambda: httpx.get(f"{self.url}/health").status_code == 200)
 
     async def _run(self) -> None:
-        self._server, self.service = create_server(self.llm, MODEL, self._config, self._tracer)
+        self._server, self.service = create_server(self._served, self._config, self._tracer)
         self.loop = asyncio.get_running_loop()
         self._ready.set()
         await self._server.serve(sockets=[self._listener])
@@ -111,8 +120,19 @@ class ServerProcess:
         return int(self.url.rpartition(":")[2])
 
     @property
+    def family(self) -> list[psutil.Process]:
+        """The HTTP process, its engine's, and the chat template's if there is one."""
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
+
+    @property
     def rss(self) -> int:
-        return int(psutil.Process(self.process.pid).memory_info().rss)
+        """Bytes of all of them."""
+        return sum(process.memory_info().rss for process in self.family)
+
+    @property
+    def num_fds(self) -> int:
+        return sum(process.num_fds() for process in self.family)
 
     def metric(self, name: str) -> float:
         text = httpx.get(f"{self.url}/metrics").text
@@ -145,7 +165,8 @@ def server_process(
     trust: ssl.SSLContext | None = None,
 ) -> Iterator[ServerProcess]:
     log = folder / "server.log"
-    with log.open("wb") as stream:
+    log.unlink(missing_ok=True)
+    with log.open("ab") as stream:  # as tests add lines of their own
         process = subprocess.Popen(
             [sys.executable, "-m", main, "serve", "--port", "0", "--device", "cpu", *flags],
             stdout=stream,

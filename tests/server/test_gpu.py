@@ -7,11 +7,11 @@ import asyncio
 import concurrent.futures
 import gc
 import itertools
+import json
 import multiprocessing
 import os
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,57 +22,34 @@ from typing import Any
 import pytest
 import torch
 
-from lite_llama.bench.latency import build_engine
 from lite_llama.bench.serve.load import Sample, Target, run
 from lite_llama.bench.serve.workloads import Ask
-from lite_llama.checkpoint.reader import Checkpoint
-from lite_llama.engine.config import EngineConfig
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.llm import LLM
 from lite_llama.server.config import ServeConfig
 from lite_llama.text.grammar import GrammarCompiler, json_schema_spec
-from lite_llama.text.tokenizer import Tokenizer
-from tests.server.servers import MODEL, LocalServer, check_death, server_process, wait_until
+from tests.server import preset_server
+from tests.server.preset import EOS
+from tests.server.preset_engine import PresetLLM
+from tests.server.servers import (
+    MODEL,
+    LocalServer,
+    ServerProcess,
+    check_death,
+    server_process,
+    wait_until,
+)
 from tests.server.test_faults import hold_a_round
-from tests.text.vocabularies import metadata
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-PRESET = "llama-3.2-1b"
-EOS = 128009
 NUM_REQUESTS = 512
 ROOT = Path(__file__).parents[2]
-SETTINGS: dict[str, Any] = {"device": "auto", "max_model_len": 2048, "max_num_seqs": 256}
-
-
-class PresetLLM(LLM):
-    """An LLM of random weights, with Llama 3's vocabulary."""
-
-    def __init__(self, _: Any = None, **settings: Any) -> None:
-        engine = build_engine(EngineConfig(**{**SETTINGS, **settings}), None, PRESET)
-        engine.eos_token_ids = frozenset({EOS})
-        self.plan = engine.plan
-        self.model_config = engine.model
-        self._engine = engine
-        self._tokenizer = Tokenizer.from_gguf(metadata("llama-bpe"))
-        self._chat_template = None
-        self._live = {}
-        self._ids = itertools.count()
-        self._checkpoint = Checkpoint(
-            path=Path(PRESET),
-            kind="gguf",
-            tensors={},
-            metadata={},
-            chat_template="{% for message in messages %}{{ message.content }}{% endfor %}",
-            generation_config={},
-            tokenizer_config={},
-            tokenizer_path=None,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +94,7 @@ def bare_loop(engine: Engine, prompts: Sequence[list[int]]) -> tuple[list[float]
 
 @dataclass(frozen=True)
 class Alone:
-    """What the engine does before a server's thread owns it."""
+    """What the engine does by itself, in this process."""
 
     plain: float  # tokens a second of 32 sequences
     constrained: float  # the same under a schema
@@ -214,8 +191,31 @@ def warm_llm(llm: LLM, alone: Alone, clients: Clients) -> LLM:
 
 @pytest.fixture
 def server(warm_llm: LLM) -> Iterator[LocalServer]:
-    """One a test, as some of them may end it."""
+    """One a test, as some of them may end it, around the engine of this process."""
     with local_server(warm_llm) as running:
+        yield running
+
+
+@contextmanager
+def preset_server_process(folder: Path, *flags: str) -> Iterator[ServerProcess]:
+    """Both processes of `lite-llama serve`, with random weights."""
+    environment = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT), *sys.path])}
+    main = "tests.server.preset_server"
+    with server_process(folder, *flags, main=main, environment=environment) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def served(
+    alone: Alone, clients: Clients, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
+    """Warm, beside the engine of this process, which has been measured and now does nothing."""
+    del alone
+    folder = tmp_path_factory.mktemp("served")
+    with preset_server_process(folder, "--tell-lags") as running:
+        clients.load(running.url, 256, NUM_REQUESTS)
+        clients.load(running.url, 64, NUM_REQUESTS)
+        wait_until(running.is_idle)
         yield running
 
 
@@ -285,37 +285,38 @@ def test_a_schema_costs_few_tokens_a_second(alone: Alone) -> None:
 
 
 def test_the_server_costs_little_over_the_engine(
-    server: LocalServer, alone: Alone, clients: Clients
+    served: ServerProcess, alone: Alone, clients: Clients
 ) -> None:
     """64 closed-loop clients: <= 5 % of tokens/s, <= 1.5 ms on the median TTFT."""
-    samples = clients.load(server.url, 64, NUM_REQUESTS)
+    samples = clients.load(served.url, 64, NUM_REQUESTS)
     seen = [moment for sample in samples for moment in sample.token_times]
     num_tokens = sum(sample.num_tokens for sample in samples)  # some add no text of their own
-    served = steady_rate(seen) * num_tokens / len(seen)
-    loss = 1 - served / alone.tokens_per_s
+    rate = steady_rate(seen) * num_tokens / len(seen)
+    loss = 1 - rate / alone.tokens_per_s
     ttft_s = statistics.median(sample.ttft_s for sample in samples)
-    print(f"overhead: {alone.tokens_per_s:.0f} tokens/s bare, {served:.0f} served: {loss:.1%} less")
+    print(f"overhead: {alone.tokens_per_s:.0f} tokens/s bare, {rate:.0f} served: {loss:.1%} less")
     print(f"TTFT p50 {alone.ttft_s * 1e3:.1f} ms bare, {ttft_s * 1e3:.1f} ms served")
     assert loss <= 0.05
     assert ttft_s - alone.ttft_s <= 1.5e-3
 
 
-def test_256_streams_leave_the_loop_quick(server: LocalServer, clients: Clients) -> None:
-    lags: list[float] = []
-    is_over = threading.Event()
+def test_256_streams_leave_the_loop_quick(served: ServerProcess, clients: Clients) -> None:
+    def lags_ms() -> list[list[float]]:
+        lines = served.read_log().splitlines()
+        return [
+            json.loads(line.removeprefix(preset_server.LAGS))
+            for line in lines
+            if line.startswith(preset_server.LAGS)
+        ]
 
-    async def sample_lag() -> None:
-        while not is_over.is_set():
-            begun = time.perf_counter()
-            await asyncio.sleep(0.005)
-            lags.append(time.perf_counter() - begun - 0.005)
-
-    sampling = asyncio.run_coroutine_threadsafe(sample_lag(), server.loop)
-    samples = clients.load(server.url, 256, 2 * NUM_REQUESTS)
-    is_over.set()
-    sampling.result(5)
+    before = len(lags_ms())
+    wait_until(lambda: len(lags_ms()) > before)  # the second that was under way
+    before = len(lags_ms())
+    samples = clients.load(served.url, 256, 8 * NUM_REQUESTS)  # some seconds
+    lags = sorted(lag for second in lags_ms()[before:] for lag in second)
+    assert len(lags) >= 200
     gaps = sorted(gap for sample in samples for gap in sample.itl_s)
-    lag = sorted(lags)[int(len(lags) * 0.99)]
+    lag = lags[int(len(lags) * 0.99)] / 1e3
     middle, last = gaps[len(gaps) // 2], gaps[int(len(gaps) * 0.99)]
     print(f"loop lag p99 {lag * 1e3:.1f} ms; ITL p50 {middle * 1e3:.1f}, p99 {last * 1e3:.1f} ms")
     assert lag <= 0.02
@@ -338,10 +339,7 @@ def test_20_llms_give_back_their_gpu_memory() -> None:
 ASSERTING = """
 import sys, time, torch
 from lite_llama.engine.engine import Engine
-from lite_llama.engine.sampling_params import SamplingParams
-from lite_llama.server import run
-from lite_llama.server.config import ServeConfig
-from tests.server.test_gpu import PresetLLM
+from tests.server.preset_engine import main
 step, count = Engine.step, 0
 def asserting(engine):
     global count
@@ -350,18 +348,13 @@ def asserting(engine):
         print('fault at', time.time(), file=sys.stderr, flush=True)
         torch.zeros(1, device='cuda')[torch.tensor([5], device='cuda')].sum().item()
     return step(engine)
-def warm_up(llm):
-    llm.generate([[1, 2]], SamplingParams(max_tokens=4, ignore_eos=True))
-    Engine.step = asserting
-run.LLM, run.warm_up = PresetLLM, warm_up
-phases = run.Phases(lambda line: print(line, flush=True))
-sys.exit(run.serve('preset', ServeConfig(port=0), {'max_num_seqs': 4, 'num_blocks': 512}, phases))
+Engine.step = asserting
 """
 
 
 def test_a_device_assert_ends_the_process(tmp_path: Path) -> None:
     """L11: the device is lost, so it is as L7."""
-    (tmp_path / "asserting.py").write_text(ASSERTING)
-    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT), *sys.path])}
-    with server_process(tmp_path, main="asserting", environment=environment) as server:
+    (tmp_path / "asserting_engine.py").write_text(ASSERTING)
+    flags = ("--engine-main", "asserting_engine", "--max-num-seqs", "4", "--num-blocks", "512")
+    with preset_server_process(tmp_path, *flags) as server:
         check_death(server, 0)

@@ -145,7 +145,7 @@ def listening(server: ServerProcess) -> list[Any]:
     """The addresses on which a server and its children take connections."""
     return [
         connection.laddr
-        for each in family(server)
+        for each in server.family
         for connection in each.net_connections()
         if connection.status == psutil.CONN_LISTEN
     ]
@@ -158,7 +158,7 @@ def test_there_is_one_listener_on_loopback(guarded: ServerProcess) -> None:
 
 def ranks(server: ServerProcess) -> list[psutil.Process]:
     """The processes of the server's other ranks."""
-    found = [each for each in family(server) if "tp_worker" in " ".join(each.cmdline())]
+    found = [each for each in server.family if "tp_worker" in " ".join(each.cmdline())]
     assert len(found) == 2
     return found
 
@@ -169,7 +169,7 @@ def shared_server(folder: Path, *flags: str) -> Iterator[ServerProcess]:
     files = shared_files()
     flags = ("--tensor-parallel-size", "3", *flags)
     with server_process(folder, *flags) as server:
-        processes = family(server)
+        processes = server.family
         yield server
         assert psutil.wait_procs(processes, 2)[1] == []
     assert shared_files() <= files
@@ -185,7 +185,7 @@ def test_a_killed_rank_ends_the_process_with_an_error(tmp_path: Path) -> None:
         killed = ranks(server)[1]
         check_death(server, 0, fault=killed.kill)
         log = server.read_log()
-    said = rf"the engine has died: rank \d has died \(process {killed.pid}, exit code -9\)"
+    said = rf"the engine has died: .*rank \d has died \(process {killed.pid}, exit code -9\)"
     assert re.search(said, log), log
 
 
@@ -264,13 +264,16 @@ def test_the_dashboard_shows_metrics_that_exist(guarded: ServerProcess) -> None:
 
 
 def idle_share(server: ServerProcess, seconds: float) -> float:
-    """The share of a core that an idle server takes."""
-    process = psutil.Process(server.process.pid)
+    """The share of a core that an idle server takes, with all its processes."""
+
+    def used_s() -> float:
+        times = [process.cpu_times() for process in server.family]
+        return sum(each.user + each.system for each in times)
+
     time.sleep(1)
-    before = process.cpu_times()
+    before = used_s()
     time.sleep(seconds)
-    after = process.cpu_times()
-    return float(after.user + after.system - before.user - before.system) / seconds
+    return (used_s() - before) / seconds
 
 
 def test_an_idle_server_takes_less_than_one_percent_of_a_core(guarded: ServerProcess) -> None:
@@ -335,37 +338,48 @@ def shared_files() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
-def family(server: ServerProcess) -> list[psutil.Process]:
-    process = psutil.Process(server.process.pid)
-    return [process, *process.children(recursive=True)]
-
-
 @contextmanager
 def broken_server(folder: Path, fault: str, *flags: str) -> Iterator[ServerProcess]:
-    """A server whose engine thread runs `fault` in its tenth step with requests; nothing of it is
-    left at the end."""
-    (folder / "broken.py").write_text(
-        "import sys, threading, time\n"
+    """A server whose engine runs `fault` in its tenth step with requests; nothing of it is left at
+    the end."""
+    (folder / "broken_engine.py").write_text(
+        "import sys, time\n"
         "from lite_llama.engine.engine import Engine\n"
+        "from lite_llama.server.engine_process import main\n"
         "step, count = Engine.step, 0\n"
         "def broken(engine):\n"
         "    global count\n"
-        "    if threading.current_thread().name == 'engine' and engine.scheduler.running:\n"
+        "    if engine.scheduler.running:\n"
         "        count += 1\n"
         "        if count == 10:\n"
         "            print('fault at', time.time(), file=sys.stderr, flush=True)\n"
         f"            {fault}\n"
         "    return step(engine)\n"
         "Engine.step = broken\n"
+    )
+    (folder / "broken.py").write_text(
+        "import functools\n"
+        "from lite_llama.server import run\n"
+        "run.serve = functools.partial(run.serve, engine_main='broken_engine')\n"
         "from lite_llama.cli import main\n"
         "main()\n"
     )
     environment = {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
-    files = shared_files()
-    with server_process(folder, *flags, main="broken", environment=environment) as server:
-        processes = family(server)
+    with (
+        leaves_nothing(),
+        server_process(folder, *flags, main="broken", environment=environment) as server,
+    ):
         yield server
-        assert psutil.wait_procs(processes, 2)[1] == []
+
+
+@contextmanager
+def leaves_nothing() -> Iterator[None]:
+    """Within, processes are started that are to be gone at the end, with all they have shared."""
+    files = shared_files()
+    others = set(psutil.Process().children(recursive=True))
+    yield
+    mine = [each for each in psutil.Process().children(recursive=True) if each not in others]
+    assert psutil.wait_procs(mine, 2)[1] == []
     assert shared_files() <= files
 
 
@@ -375,11 +389,40 @@ def test_a_dead_engine_ends_the_process_with_an_error(tmp_path: Path) -> None:
         assert "the engine has died: SystemExit: injected" in server.read_log()
 
 
-def test_a_hanging_step_ends_the_process_with_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hang", ["time.sleep(60)", "while True: pass"])
+def test_a_hanging_step_ends_the_process_with_an_error(tmp_path: Path, hang: str) -> None:
     """The watchdog dumps stacks, too. It looks once a second."""
-    with broken_server(tmp_path, "time.sleep(60)", "--step-timeout", "1") as server:
+    with broken_server(tmp_path, hang, "--step-timeout", "1") as server:
         check_death(server, 1 + 1)
         assert "in broken" in server.read_log()
+
+
+def engine_of(server: ServerProcess) -> psutil.Process:
+    """The child that has the weights."""
+    [found] = [
+        each for each in server.family[1:] if "lite_llama.server.engine_process" in each.cmdline()
+    ]
+    return found
+
+
+def test_a_killed_engine_ends_the_process_with_an_error(tmp_path: Path) -> None:
+    """kill -9 in the middle of a stream."""
+
+    def kill() -> None:
+        wait_until(lambda: server.metric("num_requests_running") == 1)
+        with server.log.open("a") as log:
+            print("fault at", time.time(), file=log, flush=True)
+        engine_of(server).kill()
+
+    with (
+        leaves_nothing(),
+        server_process(tmp_path) as server,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        killed = pool.submit(kill)
+        check_death(server, 0)
+        killed.result()
+        assert "the engine has died: its process was ended by SIGKILL" in server.read_log()
 
 
 def test_a_killed_server_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -390,12 +433,49 @@ def test_a_killed_server_leaves_nothing_behind(tmp_path: Path) -> None:
     ):
         stream = pool.submit(ask_long, server.url, 2000)
         wait_until(lambda: server.metric("num_requests_running") == 1)
-        processes = family(server)
-        assert len(processes) > 1  # the chat template's
+        processes = server.family
+        assert engine_of(server) in processes
+        assert len(processes) > 2  # the chat template's
         server.process.kill()
         assert isinstance(stream.exception(1), httpx.RemoteProtocolError)
         assert psutil.wait_procs(processes, 2)[1] == []
     assert shared_files() <= files
+
+
+def test_a_stopped_server_takes_its_hanging_engine_along(tmp_path: Path) -> None:
+    """The engine cannot answer, as it has been stopped; the end of its parent ends it."""
+    with server_process(tmp_path) as server:
+        engine = engine_of(server)
+        engine.suspend()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
+        assert psutil.wait_procs([engine], 2)[1] == []
+
+
+def test_the_http_process_has_neither_torch_nor_weights(guarded: ServerProcess) -> None:
+    engine, front = engine_of(guarded), guarded.family[0]
+    mapped = {Path(each.path).name for each in front.memory_maps()}
+    assert not any(name.startswith("libtorch") for name in mapped)
+    assert any(Path(each.path).name.startswith("libtorch") for each in engine.memory_maps())
+    assert front.memory_info().rss < 160e6
+    assert front.memory_info().rss < engine.memory_info().rss / 2
+
+
+def test_a_model_that_does_not_load_is_one_line(tmp_path: Path) -> None:
+    """The engine's process says it, this one prints it."""
+    import subprocess
+
+    def refused(*flags: str) -> str:
+        command = [sys.executable, "-m", "lite_llama.cli", "serve", "--port", "0", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        return done.stderr.splitlines()[-1]
+
+    assert refused(str(tmp_path / "none")).startswith("lite-llama: ")
+    assert refused("--max-model-len", "99999999").startswith(
+        "lite-llama: max_model_len is 99999999"
+    )
 
 
 def test_a_port_in_use_is_one_line(guarded: ServerProcess) -> None:

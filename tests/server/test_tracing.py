@@ -53,11 +53,12 @@ class Traced:
 
 
 @pytest.fixture(scope="module")
-def traced(served_llm: LLM) -> Iterator[Traced]:
-    traced = Traced(served_llm)
-    yield traced
-    traced.server.stop()
-    traced.tracer.close()
+def traced() -> Iterator[Traced]:
+    with LLM(device="cpu", max_model_len=1024, max_num_seqs=16, num_blocks=256) as llm:
+        traced = Traced(llm)
+        yield traced
+        traced.server.stop()
+        traced.tracer.close()
 
 
 def test_a_chat_has_a_span_with_model_usage_and_latencies(traced: Traced) -> None:
