@@ -101,6 +101,7 @@ class Engine:
             plan.max_num_seqs,
             plan.max_num_batched_tokens,
         )
+        self._sampler = sampler.Sampler()
         self._live: dict[str, _Live] = {}
         self._ahead: _Computed | _Drawn | None = None
 
@@ -190,7 +191,7 @@ class Engine:
             return []
         if isinstance(step, _Computed):
             with self._stage("draw"):
-                step = _draw(step)
+                step = self._draw(step)
         # On a GPU the next step is under way before this one's tokens are read: the host's
         # work, in here and in the caller, is done in its shadow.
         with self._stage("compute ahead"):
@@ -235,8 +236,12 @@ class Engine:
             result = graphs.launch(requests, positions, step.tokens.source, greedy=greedy)
             if not is_free:
                 return _Computed(planned, requests, result)
-            tokens = result if greedy else sampler.sample(result, requests, ahead=1)
+            tokens = result if greedy else self._sampler.sample(result, requests, ahead=1)
         return _Drawn(planned, requests, _ReadBack(tokens), {})
+
+    def _draw(self, step: _Computed) -> _Drawn:
+        tokens, logprobs = self._sampler.draw(step.logits, step.drawing)
+        return _Drawn(step.planned, step.drawing, _ReadBack(tokens), logprobs)
 
     def _finish(self, step: _Drawn) -> list[StepOutput]:
         """Read a step's tokens and book them; requests that ended meanwhile are passed over."""
@@ -375,8 +380,3 @@ def _draws_unread(request: Request) -> bool:
         and params.logprobs is None
         and len(request.output_token_ids) >= params.min_tokens
     )
-
-
-def _draw(step: _Computed) -> _Drawn:
-    tokens, logprobs = sampler.draw(step.logits, step.drawing)
-    return _Drawn(step.planned, step.drawing, _ReadBack(tokens), logprobs)

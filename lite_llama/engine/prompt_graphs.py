@@ -21,7 +21,7 @@ from lite_llama.models.decoder import Decoder
 from lite_llama.models.inputs import ForwardBatch
 
 # Tokens of a step. Matrix products of few rows are bound by the weights: finer sizes gain nothing.
-_SIZES = (16, 32, 64, 128, 192, 256, 384, 512, 576, 640, 768, 1024, 1536, 2048)
+_SIZES = (16, 32, 64, 128, 192, 256, 384, 512, 640, 768, 1024, 1152, 1280, 1536, 2048)
 MAX_PROMPTS = 32
 # Decoding sequences beside the prompts: none, few (whose keys many programs share out), or all.
 _FEW = 16

@@ -12,43 +12,91 @@ from lite_llama.engine.upload import upload
 _NEVER = float("-inf")
 
 
-@torch.inference_mode()
-def draw(logits: Tensor, requests: Sequence[Request]) -> tuple[Tensor, dict[str, TokenLogprobs]]:
-    """Tokens int64 [num_requests] and, where asked, log-probabilities by request id.
+class Sampler:
+    """Draws the tokens of one engine; what stays between its steps stays on the device."""
 
-    logits float32 [num_requests, vocab] (changed). A grammar that breaks is noted in its request.
-    """
-    masks = _grammar_masks(requests, logits)  # while a GPU still works on the logits
-    asking = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
-    plain = logits[asking] if asking else logits  # a copy: sampling changes the logits
-    drawn = sample(logits, requests, masks=masks)
-    if not asking:
-        return drawn, {}
-    num_top = [requests[i].params.logprobs or 0 for i in asking]
-    rows = logprobs_of(plain, drawn[asking].tolist(), num_top)
-    return drawn, {requests[i].request_id: row for i, row in zip(asking, rows, strict=True)}
+    def __init__(self) -> None:
+        # Whom the rows are of; each of them draws a token a call for as long as they stay together.
+        self._requests: list[Request] = []
+        self._rows: ops.SamplingRows | None = None
+        self._words: Tensor | None = None  # masks on the host, pinned for a GPU
 
+    @torch.inference_mode()
+    def draw(
+        self, logits: Tensor, requests: Sequence[Request]
+    ) -> tuple[Tensor, dict[str, TokenLogprobs]]:
+        """Tokens int64 [num_requests] and, where asked, log-probabilities by request id.
 
-def sample(
-    logits: Tensor,
-    requests: Sequence[Request],
-    *,
-    masks: Tensor | None = None,
-    ahead: int = 0,
-) -> Tensor:
-    """Draw one token a row: logits float32 [num_rows, vocab] (changed) -> int64 [num_rows].
+        logits float32 [num_requests, vocab] (changed). A grammar that breaks is noted in its
+        request.
+        """
+        masks = self._grammar_masks(requests, logits)  # while a GPU still works on the logits
+        asking = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
+        plain = logits[asking] if asking else logits  # a copy: sampling changes the logits
+        drawn = self.sample(logits, requests, masks=masks)
+        if not asking:
+            return drawn, {}
+        num_top = [requests[i].params.logprobs or 0 for i in asking]
+        rows = logprobs_of(plain, drawn[asking].tolist(), num_top)
+        return drawn, {requests[i].request_id: row for i, row in zip(asking, rows, strict=True)}
 
-    Order: logit bias and the ban of early stops, penalties, the grammars' `masks` (see
-    `ops.apply_masks`), then `ops.sample`. Nothing in here waits for the device.
-    `ahead`: tokens of each request that are drawn already but not known to the host.
-    """
-    _apply_bias(logits, requests)
-    _apply_penalties(logits, requests)
-    if masks is not None:
-        ops.apply_masks(logits, masks)
-    if is_greedy(requests):
-        return ops.argmax(logits)[1]
-    return ops.sample(logits, _rows(requests, logits.device, ahead))
+    @torch.inference_mode()
+    def sample(
+        self,
+        logits: Tensor,
+        requests: Sequence[Request],
+        *,
+        masks: Tensor | None = None,
+        ahead: int = 0,
+    ) -> Tensor:
+        """Draw one token a row: logits float32 [num_rows, vocab] (changed) -> int64 [num_rows].
+
+        Order: logit bias and the ban of early stops, penalties, the grammars' `masks` (see
+        `ops.apply_masks`), then `ops.sample`. Nothing in here waits for the device.
+        `ahead`: tokens of each request that are drawn already but not known to the host.
+        """
+        _apply_bias(logits, requests)
+        _apply_penalties(logits, requests)
+        if masks is not None:
+            ops.apply_masks(logits, masks)
+        if is_greedy(requests):
+            return ops.argmax(logits)[1]
+        return ops.sample(logits, self._next_rows(requests, logits.device, ahead))
+
+    def _next_rows(
+        self, requests: Sequence[Request], device: torch.device, ahead: int
+    ) -> ops.SamplingRows:
+        """The settings of these requests; of those of the call before, one position on."""
+        if self._rows is not None and self._requests == list(requests):
+            self._rows.positions.add_(1)
+        else:
+            self._rows = _rows(requests, device, ahead)
+            self._requests = list(requests)
+        return self._rows
+
+    def _grammar_masks(self, requests: Sequence[Request], logits: Tensor) -> Tensor | None:
+        """The tokens allowed in each row, int32 [num_rows, ceil(vocab / 32)], if any has a
+        grammar."""
+        grammars = {
+            row: request.grammar
+            for row, request in enumerate(requests)
+            if request.grammar is not None and request.finish_reason is None
+        }
+        if not grammars:
+            return None
+        # Read by a copy that is done: the tokens it led to have been read before these are asked.
+        num_words = -(-logits.shape[1] // 32)
+        if self._words is None or len(self._words) < len(requests):
+            shape = (len(requests), num_words)
+            self._words = torch.empty(shape, dtype=torch.int32, pin_memory=logits.is_cuda)
+        words = self._words[: len(requests)]
+        for row in range(len(requests)):
+            if row not in grammars:
+                words[row] = -1
+        kind = type(next(iter(grammars.values())))
+        for row, error in kind.fill_masks(grammars, words.numpy()).items():
+            requests[row].grammar_error = error
+        return words.to(logits.device, non_blocking=True)
 
 
 def is_greedy(requests: Sequence[Request]) -> bool:
@@ -74,23 +122,6 @@ def logprobs_of(
         own = TokenLogprob(tokens[i], float(chosen[i, 0]), ranks[i])
         described.append([own, *alternatives[: num_top[i]]])
     return described
-
-
-def _grammar_masks(requests: Sequence[Request], logits: Tensor) -> Tensor | None:
-    """The tokens allowed in each row, int32 [num_rows, ceil(vocab / 32)], if any has a grammar."""
-    grammars = {
-        row: request.grammar
-        for row, request in enumerate(requests)
-        if request.grammar is not None and request.finish_reason is None
-    }
-    if not grammars:
-        return None
-    shape = (len(requests), -(-logits.shape[1] // 32))
-    words = torch.full(shape, -1, dtype=torch.int32, pin_memory=logits.is_cuda)
-    kind = type(next(iter(grammars.values())))
-    for row, error in kind.fill_masks(grammars, words.numpy()).items():
-        requests[row].grammar_error = error
-    return words.to(logits.device, non_blocking=True)
 
 
 def _apply_bias(logits: Tensor, requests: Sequence[Request]) -> None:

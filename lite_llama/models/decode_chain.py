@@ -14,7 +14,7 @@ from lite_llama.cache.kv_cache import KVCache, LayerCache
 from lite_llama.kernel_lib.gemv_launch import MAX_TOKENS, GemvLaunch
 from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.layouts.dense import DenseWeight
-from lite_llama.models.chain_launches import ChainLaunches, find_launches
+from lite_llama.models.chain_launches import ChainLaunches, find_launches, settle_attention
 from lite_llama.models.decoder import Block, Decoder
 from lite_llama.models.inputs import ForwardBatch
 from lite_llama.models.layers import Linear
@@ -54,6 +54,11 @@ def forward(
     decoder: Decoder, batch: ForwardBatch, kv_cache: KVCache, launches: ChainLaunches
 ) -> Tensor:
     """Logits float32 [n, vocab] of a batch of n decoding sequences; see `fits`."""
+    # The chain's own tiles of attention, in plain launches too.
+    block_size = kv_cache.layers[0].k.shape[1]
+    num_seqs, num_blocks = batch.block_table.shape
+    problem = (num_seqs, decoder.dtype, num_blocks * block_size)
+    launches = settle_attention(launches, decoder.config, problem, gpu_spec(batch.token_ids.device))
     x = ops.embedding(batch.token_ids, decoder.embedding)
     for block, cache in zip(decoder.blocks, kv_cache.layers, strict=True):
         x = _block(block, x, batch, cache, launches)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lite_llama import ops
 from lite_llama.engine.request import Request
-from lite_llama.engine.sampler import logprobs_of, sample
+from lite_llama.engine.sampler import Sampler, logprobs_of
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.ops.sample.reference import philox_uniform
 
@@ -222,13 +222,13 @@ def test_extreme_settings_still_draw_a_token(penalty: float, temperature: float)
         min_tokens=10,
     )
     logits = LOGITS[None] * 100
-    [token] = sample(logits, [extreme]).tolist()
+    [token] = Sampler().sample(logits, [extreme]).tolist()
     assert token in set(range(12)) - {2, 4}
 
 
 def test_early_ends_are_banned_until_min_tokens() -> None:
     early, late = request([5], temperature=0, min_tokens=2), request([5, 5], temperature=0)
-    assert sample(LOGITS.expand(2, -1).clone(), [early, late]).tolist() == [7, 2]
+    assert Sampler().sample(LOGITS.expand(2, -1).clone(), [early, late]).tolist() == [7, 2]
 
 
 def test_logprobs_name_the_token_then_the_likeliest() -> None:
@@ -245,3 +245,19 @@ def test_logprobs_name_the_token_then_the_likeliest() -> None:
 def test_more_alternatives_than_tokens_are_all_tokens() -> None:
     [[_, *best]] = logprobs_of(LOGITS[None, :5], [0], [20])
     assert [entry.token_id for entry in best] == [2, 4, 0, 3, 1]
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_sampler_that_keeps_its_rows_draws_what_a_new_one_does(ahead: int) -> None:
+    batch = [request(temperature=1.3, top_k=k, top_p=0.9) for k in (0, 3, 5)]
+    other = request(temperature=0.7)
+    kept = Sampler()
+    generator = torch.Generator().manual_seed(5)
+    for step in range(12):
+        # The last leaves after six steps, another one joins, and the first two go on together.
+        present = batch if step < 6 else [*batch[:2], other] if step < 9 else batch[:2]
+        logits = torch.randn(len(present), 12, generator=generator)
+        given = kept.sample(logits.clone(), present, ahead=ahead)
+        assert given.tolist() == Sampler().sample(logits, present, ahead=ahead).tolist()
+        for one, token in zip(present, given.tolist(), strict=True):
+            one.output_token_ids.append(token)

@@ -68,8 +68,8 @@ def test_a_long_prompt_is_computed_in_chunks() -> None:
     assert long.output_token_ids == [1, 1]
 
 
-def test_running_requests_go_first_and_prompts_beside_them_get_a_quarter_of_the_budget() -> None:
-    target = scheduler(budget=32)
+def test_running_requests_go_first_and_prompts_beside_them_get_half_of_the_budget() -> None:
+    target = scheduler(budget=16)
     target.add(request("a", 3))
     step(target)
     target.add(request("b", 20))
@@ -88,9 +88,8 @@ def test_requests_that_decode_behind_a_prompt_in_chunks_do_not_wait_for_it() -> 
     assert step(target) == [("a", 4)]
     assert step(target) == [("a", 1), ("b", 1)]
     target.add(request("c", 3))
-    assert step(target) == [("a", 1), ("b", 1), ("c", 1)]
+    assert step(target) == [("a", 1), ("b", 1), ("c", 2)]
     target.add(request("d", 3))
-    assert step(target) == [("a", 1), ("b", 1), ("c", 1)]
     # What c has left is one token, as if it decoded.
     assert step(target) == [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
 
@@ -208,8 +207,7 @@ def test_a_request_for_prompt_logprobs_computes_its_whole_prompt() -> None:
     target.add(request("a", prompt))
     step(target)
     target.add(request("b", prompt, prompt_logprobs=1))
-    assert step(target) == [("a", 1), ("b", 8)]
-    assert step(target) == [("a", 1), ("b", 4)]
+    assert step(target) == [("a", 1), ("b", 12)]
 
 
 def test_a_stop_token_ends_a_request_and_frees_it() -> None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import torch
@@ -153,10 +154,13 @@ def rounded(output: StepOutput) -> StepOutput:
     def near(rows: Any) -> Any:
         if rows is None:
             return None
-        return [replace(row, logprob=pytest.approx(row.logprob, abs=1e-3)) for row in rows]
+        return [
+            msgspec.structs.replace(row, logprob=pytest.approx(row.logprob, abs=1e-3))
+            for row in rows
+        ]
 
     prompt = output.prompt_logprobs
-    return replace(
+    return msgspec.structs.replace(
         output,
         logprobs=near(output.logprobs),
         prompt_logprobs=None if prompt is None else [near(rows) for rows in prompt],

@@ -171,7 +171,7 @@ def test_a_broken_grammar_fails_its_own_request_only(
 def test_a_failed_step_fails_its_batch_and_the_next_request_works(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = sampler.sample
+    sample = sampler.Sampler.sample
     failures = iter([True])
 
     def failing(*arguments: Any, **options: Any) -> Any:
@@ -179,7 +179,7 @@ def test_a_failed_step_fails_its_batch_and_the_next_request_works(
             raise RuntimeError("secret detail")
         return sample(*arguments, **options)
 
-    monkeypatch.setattr(sampler, "sample", failing)
+    monkeypatch.setattr(sampler.Sampler, "sample", failing)
     failed = server.chat("Hi", max_tokens=4)
     assert failed.status_code == 500
     assert failed.json()["error"]["type"] == "server_error"
@@ -191,7 +191,7 @@ def test_a_failed_step_fails_its_batch_and_the_next_request_works(
 def test_a_step_without_memory_fails_its_batch_and_the_next_ones_are_half_as_large(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample, scheduler = sampler.sample, server.llm.engine.scheduler
+    sample, scheduler = sampler.Sampler.sample, server.llm.engine.scheduler
     failures = iter([True])
 
     def failing(*arguments: Any, **options: Any) -> Any:
@@ -199,7 +199,7 @@ def test_a_step_without_memory_fails_its_batch_and_the_next_ones_are_half_as_lar
             raise torch.OutOfMemoryError("CUDA out of memory")
         return sample(*arguments, **options)
 
-    monkeypatch.setattr(sampler, "sample", failing)
+    monkeypatch.setattr(sampler.Sampler, "sample", failing)
     monkeypatch.setattr(scheduler, "max_num_batched_tokens", 100)
     assert server.chat("Hi", max_tokens=4).status_code == 500
     assert scheduler.max_num_batched_tokens == 50
@@ -214,7 +214,7 @@ def test_a_lost_device_ends_the_engine_at_once(monkeypatch: pytest.MonkeyPatch) 
 
     with LLM(device="cpu", max_model_len=256, num_blocks=32) as llm:
         server = LocalServer(llm, ServeConfig())
-        monkeypatch.setattr(sampler, "sample", failing)
+        monkeypatch.setattr(sampler.Sampler, "sample", failing)
         lost = server.chat("Hi", max_tokens=4)
         assert lost.status_code == 503
         assert lost.json()["error"]["type"] == "overloaded_error"
@@ -228,7 +228,7 @@ def test_steps_that_keep_failing_end_the_engine(monkeypatch: pytest.MonkeyPatch)
 
     with LLM(device="cpu", max_model_len=256, num_blocks=32) as llm:
         server = LocalServer(llm, ServeConfig())
-        monkeypatch.setattr(sampler, "sample", failing)
+        monkeypatch.setattr(sampler.Sampler, "sample", failing)
         codes = [server.chat("Hi", max_tokens=4).status_code for _ in range(4)]
         assert codes[:2] == [500, 500]
         assert codes[3] == 503
