@@ -61,11 +61,12 @@ def write_checkpoint(preset: str, folder: Path) -> None:
     metadata = find_preset(preset)
     family = find_family("hf", metadata)
     config = family.read_hf_config(metadata)
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # a second, where a CPU takes twenty
     tensors = {}
     for name in expected_shapes(config):
         for source, shape in part_shapes(family, "hf", config, name):
-            values = torch.randn(shape) * 0.02 + (1.0 if "norm" in name else 0.0)
-            tensors[source] = values.bfloat16()
+            values = torch.randn(shape, device=device) * 0.02 + (1.0 if "norm" in name else 0.0)
+            tensors[source] = values.bfloat16().cpu()
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(dict(metadata)), encoding="utf-8")
 

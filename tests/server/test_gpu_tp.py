@@ -49,8 +49,9 @@ SETTINGS: dict[str, Any] = {
 }
 PROMPTS = [list(range(100 + n, 100 + n + 40)) for n in range(4)]
 GREEDY = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
-# Where two tokens are as close as that, rounding may decide between them.
-CLOSE = 0.05
+# Where two tokens are as close as that, rounding may decide between them: bfloat16 logits of 4 to 8
+# lie 0.03 apart.
+CLOSE = 0.07
 
 
 @contextmanager
