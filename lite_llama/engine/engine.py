@@ -15,6 +15,7 @@ from lite_llama.engine.request import Grammar, Request, StepOutput, TokenLogprob
 from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.engine.scheduler import Scheduled, Scheduler
+from lite_llama.engine.upload import upload
 from lite_llama.engine.workers import Workers
 from lite_llama.errors import ContextTooLong, RequestError
 from lite_llama.models.decoder import Decoder
@@ -213,27 +214,30 @@ class Engine:
         return _Computed(planned, drawing, logits)
 
     def _compute_ahead(self, step: _Drawn) -> _Computed | _Drawn | None:
-        """The step after `step`, if the same requests are in it: its tokens are on the device.
+        """The step after `step`, of its requests that go on: their tokens are on the device.
 
-        It is drawn as well, unless a request's draw hangs on the host having read those tokens.
+        None if another request may join. It is drawn as well, unless a request's draw hangs on
+        the host having read those tokens.
         """
         graphs = self.runner.graphs
-        requests = step.drawing
-        if graphs is None or len(step.planned) != len(requests) or self.scheduler.waiting:
+        if graphs is None or len(step.planned) != len(step.drawing):
             return None
-        if not all(_goes_on(request) for request in requests):
+        going = [row for row, request in enumerate(step.drawing) if _goes_on(request)]
+        shares = [step.planned[row] for row in going]
+        if not going or self.scheduler.may_admit(num_ending=len(step.drawing) - len(going)):
             return None
-        if not self.scheduler.reserve_ahead(step.planned):
+        if not self.scheduler.reserve_ahead(shares):
             return None
-        positions = [
-            scheduled.request.num_computed_tokens + scheduled.num_new_tokens
-            for scheduled in step.planned
-        ]
+        tokens = step.tokens.source
+        if len(going) < len(step.drawing):
+            tokens = tokens[upload(going, torch.int64, tokens.device)]
+        requests = [share.request for share in shares]
+        positions = [share.request.num_computed_tokens + share.num_new_tokens for share in shares]
         planned = [Scheduled(request, 1) for request in requests]
         is_free = all(_draws_unread(request) for request in requests)
         greedy = is_free and sampler.is_greedy(requests)
         with torch.inference_mode():
-            result = graphs.launch(requests, positions, step.tokens.source, greedy=greedy)
+            result = graphs.launch(requests, positions, tokens, greedy=greedy)
             if not is_free:
                 return _Computed(planned, requests, result)
             tokens = result if greedy else self._sampler.sample(result, requests, ahead=1)

@@ -105,6 +105,10 @@ class Scheduler:
             planned += self._admit(min(budget, prompts))
         return planned
 
+    def may_admit(self, num_ending: int) -> bool:
+        """Whether a request waits for which there is a place once so many running ones end."""
+        return bool(self.waiting) and len(self.running) - num_ending < self.max_num_seqs
+
     def reserve_ahead(self, planned: list[Scheduled]) -> bool:
         """Give every request of a step under way room for the token after; all of them or none."""
         size = self.pool.block_size

@@ -210,3 +210,26 @@ def test_a_stop_token_ends_a_constrained_sequence_whose_next_step_is_computed(
     stopped = run(llm.engine, ["grammar"])
     assert [output.token_id for output in stopped] == free[: free.index(stop) + 1]
     assert stopped[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("kind", ["greedy", "seeded", "penalties"])
+def test_sequences_that_reach_their_length_do_not_hold_the_others_up(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """They end after 14, 11 and 8 tokens; every step behind the prompts' is launched ahead."""
+    plain, ahead, graphs = both(llm, monkeypatch, [kind] * 3)
+    assert [rounded(output) for output in ahead] == plain
+    assert graphs.log == ["compute ahead"] * 13
+
+
+def test_who_waits_for_a_place_that_is_not_free_does_not_hold_up_those_that_run(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = HostGraphs(llm.engine.runner)
+    monkeypatch.setattr(llm.engine.runner, "graphs", graphs)
+    monkeypatch.setattr(llm.engine.scheduler, "max_num_seqs", 2)
+    outputs = run(llm.engine, ["greedy"] * 3)
+    assert [output.request_id for output in outputs] == ["0"] * 14 + ["1"] * 11 + ["2"] * 8
+    # The second one ends with the eleventh step: the next takes in the third, and is planned.
+    assert graphs.log[:10] == ["compute ahead"] * 10
+    assert graphs.log[10:] == ["compute"] + ["compute ahead"] * 7
