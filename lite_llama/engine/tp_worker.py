@@ -3,10 +3,7 @@
 Started by workers.py. It knows no requests and draws no tokens; see messages.py.
 """
 
-import ctypes
 import os
-import signal
-import sys
 import time
 import traceback
 from contextlib import suppress
@@ -19,6 +16,7 @@ import torch
 
 from lite_llama.checkpoint.reader import open_checkpoint
 from lite_llama.engine.batch import Inputs
+from lite_llama.engine.child_process import follow_parent
 from lite_llama.engine.config import EnginePlan, free_memory
 from lite_llama.engine.cuda_graphs import SharedGraphs
 from lite_llama.engine.messages import Begin, Decode, Failed, Join, Joined, Loaded, Start, ToRank
@@ -30,14 +28,10 @@ from lite_llama.models.presets import find_preset
 from lite_llama.models.ranks import RankGroup
 from lite_llama.models.shards import Share
 
-_PR_SET_PDEATHSIG = 1
-
 
 def main(fd: int) -> None:
     """Serve rank 0, whose pipe is open as `fd`, until it closes. Never returns."""
-    end_with_parent()
-    for number in (signal.SIGTERM, signal.SIGINT):  # of a whole group: rank 0 may go on for a while
-        signal.signal(number, signal.SIG_IGN)
+    follow_parent()
     os.set_inheritable(fd, False)  # noqa: FBT003
     pipe = Connection(fd)
     code = 0
@@ -54,12 +48,6 @@ def main(fd: int) -> None:
             traceback.print_exc()
     # Threads of gloo or NCCL may wait for a rank that is gone.
     os._exit(code)
-
-
-def end_with_parent() -> None:
-    """Have the system kill this process when rank 0 ends, be it stopped or waiting for a GPU."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def serve(pipe: Connection) -> None:

@@ -1,28 +1,25 @@
 """The engine's process: loads a model and runs its loop, for the process that has started it."""
 
-import ctypes
 import faulthandler
 import gc
 import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 
+from lite_llama.engine.child_process import follow_parent
 from lite_llama.errors import LiteLlamaError
 from lite_llama.llm import LLM
 from lite_llama.server.engine_loop import EngineLoop
 from lite_llama.server.log import log_to_stderr
 from lite_llama.server.wire import Channel, Failed, Load, PeerGone, Phase, decode_command
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 
 def main(descriptor: int, make_llm: Callable[..., LLM] = LLM) -> int:
     """Serve the socket `descriptor` until its other end closes; the exit code of the process."""
-    _end_with_parent()
+    follow_parent()  # which drains
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     log_to_stderr()
     sock = socket.socket(fileno=descriptor)
@@ -39,14 +36,6 @@ def main(descriptor: int, make_llm: Callable[..., LLM] = LLM) -> int:
         if not EngineLoop(llm.engine, llm.tokenizer).run(sock):
             os._exit(1)  # a lost device or rank cannot be waited for, nor closed
     return 0
-
-
-def _end_with_parent() -> None:
-    """A signal is for the parent, which drains; and no engine outlives it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _load(channel: Channel, make_llm: Callable[..., LLM]) -> LLM:
