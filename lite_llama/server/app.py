@@ -214,11 +214,14 @@ class Generates:
 
     async def __call__(self, service: Service, request: Request, caller: Caller) -> Response:
         """The whole answer, or its stream if the body asks for one."""
+        await service.engine.turn()
         body, unknown = read(await read_json(request), self.request)
         writer = self.writer(service, body, service.check_model(body.model))
         if body.stream:
             return EventStream(self.stream(writer, caller), _ignored(unknown), self.describe)
-        content = await until_disconnect(request.receive, self.complete(writer, caller))
+        content = await until_disconnect(
+            request.scope, request.receive, self.complete(writer, caller)
+        )
         return JsonResponse(content, headers=_ignored(unknown))
 
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lite_llama.server import json_body
+from lite_llama.server.connection import EXCHANGE, Exchange
 from lite_llama.server.problems import Problem
 
 T = TypeVar("T")
@@ -69,6 +70,11 @@ async def read_body(request: Request) -> bytes:
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > json_body.MAX_BODY_BYTES:
         raise _too_large()
+    exchange = exchange_of(request.scope)
+    if exchange is not None and (body := exchange.take_body()) is not None:
+        if len(body) > json_body.MAX_BODY_BYTES:
+            raise _too_large()
+        return body
     parts: list[bytes] = []
     size = 0
     try:
@@ -102,8 +108,42 @@ def _too_large() -> Problem:
     )
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`; cancel it, and raise CancelledError, when the client has gone."""
+def exchange_of(scope: Scope) -> Exchange | None:
+    """The way past ASGI, if our own connection has brought the request."""
+    found: Exchange | None = scope.get("extensions", {}).get(EXCHANGE)
+    return found
+
+
+async def until_disconnect(scope: Scope, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`; cancel it, and raise ClientGone, when the client has gone."""
+    exchange = exchange_of(scope)
+    if exchange is None:
+        return await _until_received(receive, work)
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = exchange.is_gone
+
+    def leave() -> None:
+        nonlocal has_left
+        has_left = True
+        task.cancel()
+
+    if has_left:
+        work.close()
+        raise ClientGone
+    exchange.watch(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not has_left or task.uncancel() > 0:
+            raise  # someone else has cancelled it too
+        raise ClientGone from None
+    finally:
+        exchange.unwatch(leave)
+
+
+async def _until_received(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """`until_disconnect` by plain ASGI, with a task for the work and one that watches."""
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(_disconnected(receive))
     try:
@@ -152,18 +192,19 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; the iterator is closed on every way out."""
-        del scope
+        exchange = exchange_of(scope)
         with contextlib.suppress(ClientGone):
-            await until_disconnect(receive, self._send_all(send))
+            await until_disconnect(scope, receive, self._send_all(send, exchange))
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, exchange: Exchange | None) -> None:
         self._watch_silence(send)
         try:
             async for event in self.events:
                 if not self._started:
                     await self._start(send)
                 self._quiet = False
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+                if exchange is None or not exchange.write_part(event):
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
             await self._send(send, b"", more=False)
         except Problem as problem:
             if self._started:
