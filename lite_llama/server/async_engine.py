@@ -47,7 +47,7 @@ from lite_llama.text.tokenizer import Tokenizer
 _WATCH_INTERVAL_S = 1.0
 # So many streams are told in a turn of the event loop, which then looks at its sockets: 0.5 ms.
 _GROUP = 16
-# The first and the last piece of a stream, with its head or its end, cost as much as so many others.
+# The first and the last piece of a stream, with its head or end, cost as much as so many others.
 _URGENT_SHARE = 2
 # So many requests are begun in a turn, each of which takes 0.3 ms.
 _BEGINNERS = 2
@@ -122,14 +122,13 @@ class Generation:
     async def __anext__(self) -> list[TextChunk]:
         """What has come since the last call, in one chunk a completion; waits for at least one."""
         while True:
-            chunks = [self._engine.read(each) for each in self.sequences if each.arrived]
-            if chunks:
+            if chunks := [self._engine.read(each) for each in self.sequences if each.arrived]:
                 return chunks
             if self._problem is not None:
                 raise self._problem
             if all(each.is_over for each in self.sequences):
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._engine.make_waiter()
             await self._waiter
 
     def wait_for_end(self) -> None:
@@ -252,6 +251,11 @@ class _Turns:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_renewing = False
 
+    @property
+    def num_waiting(self) -> int:
+        """Those whose turn has not come."""
+        return len(self._waiting)
+
     async def take(self) -> None:
         """Return when it is the caller's turn."""
         if not self._is_renewing:
@@ -299,10 +303,15 @@ class AsyncEngine:
         self._queued_tokens = 0
         self._heard = time.monotonic()
         self._stopping = False
+        self._is_parted = False
         self._loop = asyncio.get_running_loop()
         self._rounds = _Rounds(self._loop)
         self._turns = _Turns(self._loop)
         self._loop.add_reader(self._channel.sock, self._on_readable)
+
+    def make_waiter(self) -> asyncio.Future[None]:
+        """Something to wait for."""
+        return self._loop.create_future()
 
     def next_id(self) -> str:
         """An id that no other sequence of this engine has."""
@@ -322,6 +331,11 @@ class AsyncEngine:
     def silence_s(self) -> float:
         """Seconds since the engine's last sign of life, or since it was given work."""
         return time.monotonic() - self._heard
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._turns.num_waiting
 
     async def turn(self) -> None:
         """Wait until the event loop has time for another request; call it before reading one."""
@@ -416,6 +430,7 @@ class AsyncEngine:
         """End the engine loop, which may have died."""
         self._stopping = True
         self._send(Stop())
+        self._flush()
         await asyncio.to_thread(self._host.join)
         self._part()
         self._channel.close()
@@ -441,8 +456,16 @@ class AsyncEngine:
     # --- towards the engine
 
     def _send(self, command: Message) -> None:
+        """Send with what else this turn of the event loop has to say."""
+        if not self._channel.has_unsent:
+            self._loop.call_soon(self._flush)
+        self._channel.queue(command)
+
+    def _flush(self) -> None:
+        if self._is_parted:
+            return
         try:
-            self._channel.send(command)
+            self._channel.flush()
         except PeerGone:
             self._lose()
             return
@@ -573,5 +596,6 @@ class AsyncEngine:
             self.declare_dead(self._host.last_words())
 
     def _part(self) -> None:
+        self._is_parted = True
         self._loop.remove_reader(self._channel.sock)
         self._loop.remove_writer(self._channel.sock)

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -22,6 +21,10 @@ PING_INTERVAL_S = 15.0
 # A longer body is parsed beside the event loop; 256 KiB take about 5 ms.
 _LONG_BODY_BYTES = 256 << 10
 _PING = b": ping\n\n"
+_STREAM_HEADERS = (
+    (b"cache-control", b"no-cache"),
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+)
 
 encode = msgspec.json.Encoder().encode
 _draw = random.Random()  # seeded by the system, which is slow to ask each time
@@ -40,6 +43,19 @@ def data_event(content: Any) -> bytes:
 def named_event(name: str, content: Any) -> bytes:
     """One server-sent event with a name."""
     return b"event: %s\n" % name.encode() + data_event(content)
+
+
+class Request:
+    """What comes in with one call of the application."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope = scope
+        self.receive = receive
+        # By name in lower case; the first of several counts.
+        self.headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in reversed(scope["headers"])
+        }
 
 
 class JsonResponse(Response):
@@ -79,7 +95,12 @@ async def read_body(request: Request) -> bytes:
     size = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part, more = message.get("body", b""), message.get("more_body", False)
                 size += len(part)
                 if size > json_body.MAX_BODY_BYTES:
                     raise _too_large()
@@ -121,16 +142,16 @@ async def until_disconnect(scope: Scope, receive: Receive, work: Coroutine[Any, 
         return await _until_received(receive, work)
     task = asyncio.current_task()
     assert task is not None
-    has_left = exchange.is_gone
+    if exchange.is_gone:
+        work.close()
+        raise ClientGone
+    has_left = False
 
     def leave() -> None:
         nonlocal has_left
         has_left = True
         task.cancel()
 
-    if has_left:
-        work.close()
-        raise ClientGone
     exchange.watch(leave)
     try:
         return await work
@@ -173,22 +194,25 @@ class EventStream(Response):
     it is sent as an event, made by `describe`. A silent stream is pinged, so that proxies keep it.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
         headers: dict[str, str],
         describe: Callable[[Problem], bytes] | None = None,
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", **headers})
+        # As starlette's own would make them, which takes it longer.
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = [
+            *_STREAM_HEADERS,
+            *((name.encode(), value.encode()) for name, value in headers.items()),
+        ]
         self.events = events
         self.describe = describe or (lambda problem: data_event(problem.envelope()))
         self._started = False
         self._quiet = False
         self._timer: asyncio.TimerHandle | None = None
         self._ping: asyncio.Future[None] | None = None
-        del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; the iterator is closed on every way out."""
