@@ -49,8 +49,8 @@ _WATCH_INTERVAL_S = 1.0
 _GROUP = 16
 # The first and the last piece of a stream, with its head or end, cost as much as so many others.
 _URGENT_SHARE = 2
-# So many requests are begun in a turn, each of which takes 0.3 ms.
-_BEGINNERS = 2
+# So many requests are begun in a turn, each of which takes 0.2 ms.
+_BEGINNERS = 4
 # A pause between two rounds is such a part of the round before it, and at most so long.
 _PAUSE_SHARE = 0.5
 _MAX_PAUSE_S = 0.005
