@@ -175,7 +175,7 @@ class _Rounds:
         self._urgent: dict[Generation, None] = {}
         self._next: dict[Generation, None] = {}
         self._round: dict[Generation, None] = {}
-        self._begun = 0.0  # time.monotonic()
+        self._begun = 0.0  # time.monotonic(); 0 if no round is under way
         self._earliest = 0.0  # when the next round may begin
         self._timer: asyncio.TimerHandle | None = None
         self._is_telling = False
@@ -196,11 +196,12 @@ class _Rounds:
         """Whether there is someone to tell in a round, and the pause is over."""
         if not self._next or self._timer is not None:
             return False
-        self._begun = time.monotonic()
-        pause = self._earliest - self._begun
+        now = time.monotonic()
+        pause = self._earliest - now
         if pause > 0:
             self._timer = self._loop.call_later(pause, self._end_pause)
             return False
+        self._begun = now
         self._round, self._next = self._next, self._round
         return True
 

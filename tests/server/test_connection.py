@@ -107,6 +107,9 @@ class Transport:
     def __init__(self) -> None:
         self.done: list[bytes | str] = []
 
+    def is_closing(self) -> bool:
+        return "close" in self.done
+
     def write(self, data: bytes) -> None:
         self.done.append(data)
 
@@ -126,6 +129,7 @@ def test_what_one_turn_writes_leaves_in_one_piece() -> None:
         assert transport.done == [b"head first"]
         gathering.write(b"end")
         gathering.close()
+        gathering.write(b"nobody reads this")
         await asyncio.sleep(0)
 
     asyncio.run(write())
