@@ -138,10 +138,9 @@ def exchange_of(scope: Scope) -> Exchange | None:
 async def until_disconnect(scope: Scope, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Run `work`; cancel it, and raise ClientGone, when the client has gone."""
     exchange = exchange_of(scope)
-    if exchange is None:
-        return await _until_received(receive, work)
     task = asyncio.current_task()
-    assert task is not None
+    if exchange is None or task is None:
+        return await _until_received(receive, work)
     if exchange.is_gone:
         work.close()
         raise ClientGone
