@@ -24,7 +24,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
-from starlette.requests import Request
+from starlette import requests
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -34,6 +34,7 @@ from lite_llama.server.app import App, Guard
 from lite_llama.server.config import ServeConfig, read_keys
 from lite_llama.server.http import (
     JsonResponse,
+    Request,
     data_event,
     parse_json,
     problem_response,
@@ -246,8 +247,9 @@ class Gateway:
         self._guard = Guard(config)
         self._limit_s = config.request_timeout_s + _DEADLINE_SLACK_S
 
-    async def __call__(self, request: Request) -> Response:
+    async def __call__(self, asked: requests.Request) -> Response:
         """One request, up to the relay of its answer."""
+        request = Request(asked.scope, asked.receive)
         path = request.scope["path"]
         try:
             salt = self._guard.admit(request)
@@ -258,7 +260,7 @@ class Gateway:
             if path == "/metrics":
                 pages = await self._ask_all("metrics")
                 return Response(merge_pages(dict(pages)), media_type="text/plain; version=0.0.4")
-            if request.method != "POST":
+            if request.scope["method"] != "POST":
                 return _Relay(self._engines, (b"", _plain(request.scope), b""), self._limit_s)
             body = await read_body(request)
             key = affinity.prefix_key(await parse_json(body), salt)

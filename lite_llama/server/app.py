@@ -8,12 +8,11 @@ import binascii
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -23,6 +22,7 @@ from lite_llama.server.http import (
     ClientGone,
     EventStream,
     JsonResponse,
+    Request,
     fresh_id,
     problem_response,
     read_json,
@@ -149,7 +149,7 @@ class App:
                 await problem_response(failed)(scope, receive, send_noting)
         finally:
             path = scope["path"] if scope["path"] in self.routes else "(unknown)"
-            self.service.metrics.http.labels(path, str(status)).inc()
+            self.service.metrics.answered(path, status)
             if self._tracer is not None and path in OPERATIONS:
                 self._tracer.record(path, request.headers, caller, status)
             log.info(
@@ -163,15 +163,15 @@ class App:
 
     async def _answer(self, request: Request, caller: Caller) -> Response:
         try:
-            salt = self._guard.admit(request)
+            caller.salt = self._guard.admit(request)
             route = self.routes.get(request.scope["path"])
             if route is None:
                 raise Problem(404, "there is no such route")
-            if request.method != route.method:
+            if request.scope["method"] != route.method:
                 raise Problem(
                     405, f"use {route.method} for this route", headers={"allow": route.method}
                 )
-            return await route.handle(self.service, request, replace(caller, salt=salt))
+            return await route.handle(self.service, request, caller)
         except Problem as problem:
             return problem_response(problem)
 
@@ -214,11 +214,14 @@ class Generates:
 
     async def __call__(self, service: Service, request: Request, caller: Caller) -> Response:
         """The whole answer, or its stream if the body asks for one."""
+        await service.engine.turn()
         body, unknown = read(await read_json(request), self.request)
         writer = self.writer(service, body, service.check_model(body.model))
         if body.stream:
             return EventStream(self.stream(writer, caller), _ignored(unknown), self.describe)
-        content = await until_disconnect(request.receive, self.complete(writer, caller))
+        content = await until_disconnect(
+            request.scope, request.receive, self.complete(writer, caller)
+        )
         return JsonResponse(content, headers=_ignored(unknown))
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lite_llama.completion import Completion, TextChunk
-from lite_llama.engine.request import TokenLogprobs
+from lite_llama.engine.request import FinishReason, TokenLogprobs
 from lite_llama.server import logprobs
 from lite_llama.server.async_engine import Generation
 from lite_llama.server.chat import format_spec
-from lite_llama.server.http import data_event, fresh_id
+from lite_llama.server.http import data_event, encode, fresh_id
 from lite_llama.server.problems import Problem
 from lite_llama.server.protocol import MAX_PROMPTS, CompletionRequest, sampling_params
 from lite_llama.server.service import Caller, Service
@@ -27,6 +27,7 @@ class CompletionWriter:
     request: CompletionRequest
     model: str
     base: dict[str, Any] = field(init=False)  # the fields that every object has
+    _prefix: bytes = field(init=False)  # of an event with one choice
 
     def __post_init__(self) -> None:
         self.base = {
@@ -35,6 +36,16 @@ class CompletionWriter:
             "created": self.service.now(),
             "model": self.model,
         }
+        self._prefix = b'data: %b,"choices":[{"index":' % encode(self.base)[:-1]
+
+    def plain_event(self, index: int, text: str, end: FinishReason | None) -> bytes:
+        """An event without log-probabilities: `data_event`, in half its time."""
+        return b'%b%d,"text":%b,"logprobs":null,"finish_reason":%b}]}\n\n' % (
+            self._prefix,
+            index,
+            encode(text),
+            encode(end),
+        )
 
 
 @dataclass
@@ -154,10 +165,10 @@ async def stream(writer: CompletionWriter, caller: Caller) -> AsyncGenerator[byt
             started = prompts[number]
             index = number * num_completions + chunk.index
             if is_plain:
-                choice = {"index": index, "text": chunk.text, "logprobs": None}
-                choice["finish_reason"] = chunk.finish_reason
-            else:
-                choice = _described(writer, started, chunk, offsets, index)
+                if chunk.text or chunk.finish_reason:
+                    yield writer.plain_event(index, chunk.text, chunk.finish_reason)
+                continue
+            choice = _described(writer, started, chunk, offsets, index)
             if choice["text"] or choice["logprobs"] or choice["finish_reason"]:
                 yield data_event({**writer.base, "choices": [choice]})
         if request.stream_options is not None and request.stream_options.include_usage:

@@ -1,10 +1,18 @@
-"""uvicorn's HTTP connection, with bounds on the head of a request: its bytes, count and time."""
+"""uvicorn's HTTP connection, with bounds on the head of a request: its bytes, count and time.
+
+What is written in one turn of the event loop leaves in one piece, and the application may use an
+`Exchange` instead of the slower ways of ASGI.
+"""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+# Where a scope has its Exchange, in its `extensions`; another server's scope has none.
+EXCHANGE = "lite_llama.exchange"
 MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
 HEADER_TIMEOUT_S = 5.0
@@ -12,6 +20,77 @@ HEADER_TIMEOUT_S = 5.0
 
 class _HeadTooLarge(Exception):
     """Stops the parser."""
+
+
+class Exchange:
+    """One request and its answer, past ASGI: a queue, an event and a task less for each."""
+
+    def __init__(
+        self, cycle: RequestResponseCycle, flow: FlowControl, watchers: set[Callable[[], None]]
+    ) -> None:
+        self._cycle = cycle
+        self._flow = flow
+        self._watchers = watchers
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has closed the connection."""
+        return self._cycle.disconnected
+
+    def take_body(self) -> bytes | None:
+        """The body, if all of it has come; else it is to be received."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.waiting_for_100_continue:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def watch(self, on_gone: Callable[[], None]) -> None:
+        """Call this when the client closes the connection."""
+        self._flow.resume_reading()
+        self._watchers.add(on_gone)
+
+    def unwatch(self, on_gone: Callable[[], None]) -> None:
+        """Call it no more."""
+        self._watchers.discard(on_gone)
+
+    def write_part(self, part: bytes) -> bool:
+        """Write a part of a chunked body, behind its head; not if the client reads too slowly."""
+        cycle = self._cycle
+        if self._flow.write_paused or not cycle.chunked_encoding:
+            return False
+        if not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        return True
+
+
+class _Gathering:
+    """A transport that writes at the end of a turn of the loop what the turn has brought."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Write before the loop looks at its sockets again."""
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Close behind what has been written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            parts, self._parts = self._parts, []
+            if not self._transport.is_closing():  # else the client has left since
+                self._transport.write(b"".join(parts))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -23,16 +102,19 @@ class BoundedConnection(HttpToolsProtocol):
         self._in_head = True
         self._is_refused = False
         self._head_timer: asyncio.TimerHandle | None = None
+        self._watchers: set[Callable[[], None]] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock of the first head."""
-        super().connection_made(transport)
+        super().connection_made(_Gathering(transport, self.loop))  # type: ignore[arg-type]
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock, and tell those who work for the client."""
         self._stop_timer()
         super().connection_lost(exc)
+        for on_gone in tuple(self._watchers):
+            on_gone()
 
     def data_received(self, data: bytes) -> None:
         """Parse, unless the connection has been refused."""
@@ -58,6 +140,8 @@ class BoundedConnection(HttpToolsProtocol):
             raise _HeadTooLarge
         self._in_head = False
         super().on_headers_complete()
+        exchange = Exchange(self.cycle, self.flow, self._watchers)
+        self.scope["extensions"] = {EXCHANGE: exchange}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
         """The next bytes are another head."""

@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lite_llama.server import json_body
+from lite_llama.server.connection import EXCHANGE, Exchange
 from lite_llama.server.problems import Problem
 
 T = TypeVar("T")
@@ -21,6 +21,10 @@ PING_INTERVAL_S = 15.0
 # A longer body is parsed beside the event loop; 256 KiB take about 5 ms.
 _LONG_BODY_BYTES = 256 << 10
 _PING = b": ping\n\n"
+_STREAM_HEADERS = (
+    (b"cache-control", b"no-cache"),
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+)
 
 encode = msgspec.json.Encoder().encode
 _draw = random.Random()  # seeded by the system, which is slow to ask each time
@@ -39,6 +43,19 @@ def data_event(content: Any) -> bytes:
 def named_event(name: str, content: Any) -> bytes:
     """One server-sent event with a name."""
     return b"event: %s\n" % name.encode() + data_event(content)
+
+
+class Request:
+    """What comes in with one call of the application."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self.scope = scope
+        self.receive = receive
+        # By name in lower case; the first of several counts.
+        self.headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in reversed(scope["headers"])
+        }
 
 
 class JsonResponse(Response):
@@ -69,11 +86,21 @@ async def read_body(request: Request) -> bytes:
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced) > json_body.MAX_BODY_BYTES:
         raise _too_large()
+    exchange = exchange_of(request.scope)
+    if exchange is not None and (body := exchange.take_body()) is not None:
+        if len(body) > json_body.MAX_BODY_BYTES:
+            raise _too_large()
+        return body
     parts: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part, more = message.get("body", b""), message.get("more_body", False)
                 size += len(part)
                 if size > json_body.MAX_BODY_BYTES:
                     raise _too_large()
@@ -102,8 +129,41 @@ def _too_large() -> Problem:
     )
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`; cancel it, and raise CancelledError, when the client has gone."""
+def exchange_of(scope: Scope) -> Exchange | None:
+    """The way past ASGI, if our own connection has brought the request."""
+    found: Exchange | None = scope.get("extensions", {}).get(EXCHANGE)
+    return found
+
+
+async def until_disconnect(scope: Scope, receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`; cancel it, and raise ClientGone, when the client has gone."""
+    exchange = exchange_of(scope)
+    task = asyncio.current_task()
+    if exchange is None or task is None:
+        return await _until_received(receive, work)
+    if exchange.is_gone:
+        work.close()
+        raise ClientGone
+    has_left = False
+
+    def leave() -> None:
+        nonlocal has_left
+        has_left = True
+        task.cancel()
+
+    exchange.watch(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not has_left or task.uncancel() > 0:
+            raise  # someone else has cancelled it too
+        raise ClientGone from None
+    finally:
+        exchange.unwatch(leave)
+
+
+async def _until_received(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """`until_disconnect` by plain ASGI, with a task for the work and one that watches."""
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(_disconnected(receive))
     try:
@@ -133,37 +193,41 @@ class EventStream(Response):
     it is sent as an event, made by `describe`. A silent stream is pinged, so that proxies keep it.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
         headers: dict[str, str],
         describe: Callable[[Problem], bytes] | None = None,
     ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", **headers})
+        # As starlette's own would make them, which takes it longer.
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = [
+            *_STREAM_HEADERS,
+            *((name.encode(), value.encode()) for name, value in headers.items()),
+        ]
         self.events = events
         self.describe = describe or (lambda problem: data_event(problem.envelope()))
         self._started = False
         self._quiet = False
         self._timer: asyncio.TimerHandle | None = None
         self._ping: asyncio.Future[None] | None = None
-        del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; the iterator is closed on every way out."""
-        del scope
+        exchange = exchange_of(scope)
         with contextlib.suppress(ClientGone):
-            await until_disconnect(receive, self._send_all(send))
+            await until_disconnect(scope, receive, self._send_all(send, exchange))
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, exchange: Exchange | None) -> None:
         self._watch_silence(send)
         try:
             async for event in self.events:
                 if not self._started:
                     await self._start(send)
                 self._quiet = False
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+                if exchange is None or not exchange.write_part(event):
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
             await self._send(send, b"", more=False)
         except Problem as problem:
             if self._started:

@@ -289,13 +289,29 @@ def sampling_params(
             given["max_tokens"] = request.max_completion_tokens
             renamed["max_tokens"] = "max_completion_tokens"
     try:
-        return replace(defaults, **given)
+        return _replaced(defaults, given)
     except RequestError as error:
         problem = refused(error)
         name = renamed.get(str(error.param))
         if name is not None:
             problem = Problem(400, problem.message.replace(str(error.param), name, 1), name)
         raise problem from None
+
+
+def _replaced(defaults: SamplingParams, given: Mapping[str, Any]) -> SamplingParams:
+    """Checked settings. Most requests give the same as others, which need no second check."""
+    key = tuple((name, type(value), value) for name, value in given.items())
+    try:
+        return _replaced_once(defaults, key)
+    except TypeError:  # a list, or a dict
+        return replace(defaults, **given)
+
+
+@functools.lru_cache(maxsize=256)
+def _replaced_once(
+    defaults: SamplingParams, given: tuple[tuple[str, type[Any], Any], ...]
+) -> SamplingParams:
+    return replace(defaults, **{name: value for name, _, value in given})
 
 
 def _chat_logprobs(request: ChatRequest) -> int | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from lite_llama.server.metrics import Metrics
 from lite_llama.server.problems import Problem, refused
 from lite_llama.server.protocol import ChatRequest, CompletionRequest, GenerationFields
 from lite_llama.text.grammar import GrammarSpec
+from lite_llama.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -24,17 +26,65 @@ _MAX_BYTES_PER_TOKEN = 8
 # So much text is tokenized on the event loop: it takes less than the way to a thread and back, on
 # which a busy loop keeps the GIL.
 _SHORT_BYTES = 2 << 10
+# Unless so many requests wait: then one way to a thread is for up to so many of them.
+_MIN_BATCH, _MAX_BATCH = 4, 16
 # Threads for tokenizing and rendering; both release the GIL while they work.
 _NUM_WORKERS = 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Caller:
     """Who sent a request, when, and what has become of it."""
 
     arrived: float  # time.monotonic()
     salt: str = ""  # keeps the prefix caches of two API keys apart
     generations: list[Generation] = field(default_factory=list)  # one a prompt
+
+
+class _Batcher:
+    """Tokenizes short texts that come together, in one call beside the event loop. The next call
+    takes those that have come during it."""
+
+    def __init__(self, tokenizer: Tokenizer, workers: ThreadPoolExecutor) -> None:
+        self._tokenizer = tokenizer
+        self._workers = workers
+        self._waiting: deque[tuple[str, asyncio.Future[list[int]]]] = deque()
+        self.is_busy = False
+
+    async def encode(self, text: str) -> list[int]:
+        """The token ids of a text without lone surrogates."""
+        loop = asyncio.get_running_loop()
+        encoded: asyncio.Future[list[int]] = loop.create_future()
+        self._waiting.append((text, encoded))
+        if not self.is_busy:
+            self.is_busy = True
+            loop.call_soon(self._begin, loop)
+        return await encoded
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
+        done = loop.run_in_executor(
+            self._workers, self._tokenizer.encode_all, [text for text, _ in batch]
+        )
+        done.add_done_callback(lambda done: self._end(loop, [each for _, each in batch], done))
+
+    def _end(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        batch: list[asyncio.Future[list[int]]],
+        done: asyncio.Future[list[list[int]]],
+    ) -> None:
+        error = done.exception()
+        for index, encoded in enumerate(batch):
+            if encoded.done():  # its client has left
+                continue
+            if error is not None:
+                encoded.set_exception(error)
+            else:
+                encoded.set_result(done.result()[index])
+        self.is_busy = bool(self._waiting)
+        if self.is_busy:
+            self._begin(loop)
 
 
 class Service:
@@ -51,6 +101,7 @@ class Service:
         self.created = int(time.time())
         self.defaults = replace(text.default_sampling_params(), seed=config.seed)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "text")
+        self._batcher = _Batcher(text.tokenizer, self._workers)
 
     @property
     def is_ready(self) -> bool:
@@ -99,11 +150,18 @@ class Service:
             return [self.encode(each) if isinstance(each, str) else each for each in prompts]
 
         if sum(len(each) for each in prompts if isinstance(each, str)) <= _SHORT_BYTES:
+            if isinstance(prompts[0], str) and len(prompts) == 1 and self._comes_with_others:
+                return [await self._batcher.encode(prompts[0])]
             try:
                 return encode()
             except RequestError as error:
                 raise refused(error) from None
         return await self.in_thread(encode)
+
+    @property
+    def _comes_with_others(self) -> bool:
+        """Whether so many requests come together that a thread for their texts is worth its way."""
+        return self._batcher.is_busy or self.engine.num_waiting >= _MIN_BATCH
 
     def check_bytes(self, num_bytes: int, param: str) -> None:
         """Refuse a text that cannot fit into the context, before it is tokenized."""

@@ -143,10 +143,14 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Queue a message and send what the socket takes; PeerGone if nobody is there."""
+        self.queue(message)
+        self.flush()
+
+    def queue(self, message: Message) -> None:
+        """Queue a message, for the next `flush`."""
         self._encoder.encode_into(message, self._frame, _LENGTH.size)
         _LENGTH.pack_into(self._frame, 0, len(self._frame) - _LENGTH.size)
         self._unsent += self._frame
-        self.flush()
 
     def flush(self) -> None:
         """Send what the socket takes of what is queued; PeerGone if nobody is there."""

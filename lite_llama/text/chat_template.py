@@ -6,9 +6,12 @@ minijinja with a bound on steps, in a child process with a bound on memory and t
 """
 
 import json
+import os
+import select
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from lite_llama.text.template_worker import compile_template
 
 _SOURCE_LIMIT = 1 << 20
 _TIME_LIMIT_S = 2.0
+_READ_BYTES = 64 << 10
 _STOPPED = "the chat template was stopped: over 256 MiB or 2 s, or minijinja broke; send less"
 _OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
@@ -95,19 +99,8 @@ class ChatTemplate:
     def _ask(self, line: bytes) -> dict[str, str]:
         if self._worker is None or self._worker.poll() is not None:
             self._worker = self._start_worker()
-        pipe_in, pipe_out = self._worker.stdin, self._worker.stdout
-        assert pipe_in is not None
-        assert pipe_out is not None
-        timer = threading.Timer(_TIME_LIMIT_S, self._worker.kill)
-        timer.start()
-        try:
-            pipe_in.write(line)
-            pipe_in.flush()
-            answer = pipe_out.readline()
-        except BrokenPipeError:
-            answer = b""
-        finally:
-            timer.cancel()
+            line = json.dumps(self._source).encode() + b"\n" + line
+        answer = _exchange(self._worker, line)
         if not answer:
             _stop(self._worker)
             return {"error": _STOPPED}
@@ -122,12 +115,42 @@ class ChatTemplate:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=0,
             start_new_session=True,  # Ctrl-C at the terminal is not meant for it
         )
         weakref.finalize(self, _stop, worker)
         assert worker.stdin is not None
-        worker.stdin.write(json.dumps(self._source).encode() + b"\n")
+        os.set_blocking(worker.stdin.fileno(), False)
         return worker
+
+
+def _exchange(worker: subprocess.Popen[bytes], line: bytes) -> bytes:
+    """Write a line and read the one that answers it; b"" if there is none within the limit."""
+    end = time.monotonic() + _TIME_LIMIT_S
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    inlet, outlet = worker.stdin.fileno(), worker.stdout.fileno()
+    waiting = select.poll()  # not select(), which knows 1024 descriptors
+    waiting.register(outlet, select.POLLIN)
+    unsent, answer = memoryview(line), b""
+    while not answer.endswith(b"\n"):
+        if unsent:
+            try:
+                unsent = unsent[os.write(inlet, unsent) :]
+            except BlockingIOError:  # more than a pipe holds
+                pass
+            except BrokenPipeError:
+                return b""
+            waiting.register(inlet, select.POLLOUT if unsent else 0)
+        ready = dict(waiting.poll(max(0.0, end - time.monotonic()) * 1e3))
+        if not ready:
+            return b""
+        if outlet in ready:
+            part = os.read(outlet, _READ_BYTES)
+            if not part:
+                return b""
+            answer += part
+    return answer
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:
