@@ -85,3 +85,11 @@ def test_the_rungs_between_plain_and_tuned_launches_change_modes_only() -> None:
         own = getattr(chain, site)
         assert getattr(plain, site) == replace(own, overlap=-1.0)
         assert getattr(bare, site) == replace(own, overlap=0.0, preload=False, prefetch=0.0)
+
+
+def test_a_wide_down_projection_of_one_token_is_read_in_whole_rows() -> None:
+    wide = replace(BASE, hidden_size=896, intermediate_size=4864)
+    chosen = choose_launches(wide, 1).down
+    assert (chosen.block_n, chosen.block_k, chosen.num_warps) == (4, 4096, 16)
+    assert choose_launches(replace(wide, intermediate_size=3000), 1).down.num_warps < 16
+    assert choose_launches(wide, 2).down.num_warps < 16
