@@ -46,17 +46,11 @@ class Decode(msgspec.Struct, frozen=True, tag="decode"):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """An EnginePlan but for its device."""
+    """An EnginePlan but for its device: the names of its dtypes, and its other fields."""
 
     activations: str
     weights: str | None
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
-    prefix_caching: bool
-    enforce_eager: bool
-    tensor_parallel_size: int
+    settings: dict[str, int | bool]
 
 
 class Start(msgspec.Struct, frozen=True, tag="start"):

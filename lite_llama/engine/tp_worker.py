@@ -107,13 +107,7 @@ def _plan_of(start: Start) -> EnginePlan:
             getattr(torch, plan.activations),
             None if plan.weights is None else getattr(torch, plan.weights),
         ),
-        max_model_len=plan.max_model_len,
-        max_num_seqs=plan.max_num_seqs,
-        max_num_batched_tokens=plan.max_num_batched_tokens,
-        block_size=plan.block_size,
-        prefix_caching=plan.prefix_caching,
-        enforce_eager=plan.enforce_eager,
-        tensor_parallel_size=plan.tensor_parallel_size,
+        **plan.settings,  # type: ignore[arg-type]
     )
 
 

@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -326,16 +327,11 @@ def _spawn(pipe: Connection) -> "subprocess.Popen[bytes]":
 
 def _plain(plan: EnginePlan) -> Plan:
     weights = plan.precision.weights
+    names = {field.name for field in fields(plan)} - {"device", "precision"}
     return Plan(
         activations=str(plan.precision.activations).removeprefix("torch."),
         weights=None if weights is None else str(weights).removeprefix("torch."),
-        max_model_len=plan.max_model_len,
-        max_num_seqs=plan.max_num_seqs,
-        max_num_batched_tokens=plan.max_num_batched_tokens,
-        block_size=plan.block_size,
-        prefix_caching=plan.prefix_caching,
-        enforce_eager=plan.enforce_eager,
-        tensor_parallel_size=plan.tensor_parallel_size,
+        settings={name: getattr(plan, name) for name in names},
     )
 
 

@@ -203,6 +203,15 @@ def test_half_the_tokens_of_a_step_are_every_ranks_half(one: LLM, two: LLM) -> N
     assert given[0].outputs[0].token_ids == expected[0].outputs[0].token_ids
 
 
+@pytest.fixture
+def _heard_sigint() -> Iterator[None]:
+    """Python raises KeyboardInterrupt, also where a shell has started it in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heard_sigint")
 def test_ctrl_c_waits_for_the_end_of_a_step(two: LLM) -> None:
     """So that the ranks stay in step, and the next answer is right."""
 
