@@ -67,6 +67,7 @@ def _sites(config: ModelConfig) -> list[Site]:
     launches = replace(
         launches,
         qkv=replace(launches.qkv, block_n=2),
+        down=replace(launches.down, block_n=2),
         head=replace(launches.head, block_n=4),
     )
     problem = (1, torch.bfloat16, 131072)
