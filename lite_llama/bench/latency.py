@@ -24,10 +24,8 @@ from lite_llama.engine.engine import Engine
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.engine.workers import Workers
 from lite_llama.errors import ConfigError
-from lite_llama.models.config import ModelConfig
-from lite_llama.models.families import find_family
 from lite_llama.models.loader import check_shares, load_decoder, random_decoder, read_config
-from lite_llama.models.presets import find_preset
+from lite_llama.models.presets import preset_config
 
 ROUNDS = 5
 
@@ -118,12 +116,6 @@ def build_engine(settings: EngineConfig, model: str | None, preset: str | None) 
     free_bytes = free_memory(plan.device) if workers is None else workers.meet()
     num_blocks = choose_num_blocks(settings, plan, decoder.config, free_bytes)
     return Engine(decoder, plan, num_blocks, frozenset(), workers)
-
-
-def preset_config(preset: str) -> ModelConfig:
-    """The configuration behind a preset's name; ModelNotFound if there is none."""
-    metadata = find_preset(preset)
-    return find_family("hf", metadata).read_hf_config(metadata)
 
 
 def measure_engine(

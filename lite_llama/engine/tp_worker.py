@@ -22,9 +22,8 @@ from lite_llama.engine.cuda_graphs import SharedGraphs
 from lite_llama.engine.messages import Begin, Decode, Failed, Join, Joined, Loaded, Start, ToRank
 from lite_llama.engine.runner import Runner
 from lite_llama.models.decoder import Decoder
-from lite_llama.models.families import find_family
 from lite_llama.models.loader import Precision, load_decoder, random_decoder, read_config
-from lite_llama.models.presets import find_preset
+from lite_llama.models.presets import preset_config
 from lite_llama.models.ranks import RankGroup
 from lite_llama.models.shards import Share
 
@@ -89,8 +88,7 @@ def follow(runner: Runner, message: ToRank, ranks: RankGroup) -> None:
 def _load(start: Start, plan: EnginePlan, ranks: RankGroup) -> Decoder:
     placed: dict[str, Any] = {"device": plan.device, "num_positions": plan.max_model_len}
     if start.preset is not None:
-        metadata = find_preset(start.preset)
-        config = find_family("hf", metadata).read_hf_config(metadata)
+        config = preset_config(start.preset)
         return random_decoder(config, plan.precision, ranks=ranks, **placed)
     if start.model is None:
         raise AssertionError("there is neither a model nor a preset")

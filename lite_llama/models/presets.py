@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lite_llama.errors import ModelNotFound
+from lite_llama.models.config import ModelConfig
+from lite_llama.models.families import find_family
 
 _LLAMA_3_ROPE = {
     "rope_type": "llama3",
@@ -96,3 +98,9 @@ def find_preset(name: str) -> Mapping[str, Any]:
     if name not in PRESETS:
         raise ModelNotFound(f"preset {name!r} does not exist; there are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def preset_config(preset: str) -> ModelConfig:
+    """The configuration behind a preset's name; ModelNotFound if there is none."""
+    metadata = find_preset(preset)
+    return find_family("hf", metadata).read_hf_config(metadata)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lite_llama.bench import record
-from lite_llama.bench.latency import build_engine, preset_config
+from lite_llama.bench.latency import build_engine
 from lite_llama.checkpoint.default_model import find_default_model
 from lite_llama.checkpoint.reader import open_checkpoint
 from lite_llama.engine.config import EngineConfig
@@ -31,6 +31,7 @@ from lite_llama.models.chain_launches import (
     without_overlap,
 )
 from lite_llama.models.loader import read_config
+from lite_llama.models.presets import preset_config
 from lite_llama.tuning import report
 from lite_llama.tuning.measure import ChainMeter
 from lite_llama.tuning.precompile import Compiler
