@@ -2,6 +2,7 @@
 
 import msgspec
 import torch
+from torch import Tensor
 
 from lite_llama.engine.scheduler import Scheduled
 from lite_llama.engine.upload import upload
@@ -12,7 +13,7 @@ class Inputs(msgspec.Struct, frozen=True, tag="forward"):
     """A forward pass in plain numbers, as they are sent to other ranks: see `ForwardBatch`.
 
     `block_table` has a row of any length for each sequence; `logits_rows` are the rows whose logits
-    are wanted.
+    are wanted. Tokens that only a device knows are zeros in `token_ids`, and lie at `unread_rows`.
     """
 
     token_ids: list[int]
@@ -22,6 +23,7 @@ class Inputs(msgspec.Struct, frozen=True, tag="forward"):
     cu_seqlens_q: list[int]
     block_table: list[list[int]]
     logits_rows: list[int]
+    unread_rows: list[int]
     num_decode_seqs: int
     max_q_len: int
 
@@ -30,12 +32,12 @@ class Inputs(msgspec.Struct, frozen=True, tag="forward"):
         """Sequences with more than one token."""
         return len(self.cu_seqlens_q) - 1
 
-    def on(self, device: torch.device) -> ForwardBatch:
-        """The same as tensors."""
+    def on(self, device: torch.device, unread: Tensor | None) -> ForwardBatch:
+        """The same as tensors; `unread` int64 [len(unread_rows)] are the tokens at those rows."""
         width = max(map(len, self.block_table))
         table = [blocks + [0] * (width - len(blocks)) for blocks in self.block_table]
         return ForwardBatch(
-            token_ids=upload(self.token_ids, torch.int64, device),
+            token_ids=mixed(self.token_ids, self.unread_rows, unread, device),
             positions=upload(self.positions, torch.int64, device),
             slot_mapping=upload(self.slot_mapping, torch.int64, device),
             block_table=upload(table, torch.int32, device),
@@ -67,7 +69,7 @@ def build(planned: list[Scheduled], block_size: int, *, all_logits: bool = False
     """
     num_decodes = sum(scheduled.num_new_tokens == 1 for scheduled in planned)
     inputs = Inputs(
-        [], [], [], [], [num_decodes], [], [], num_decodes,
+        [], [], [], [], [num_decodes], [], [], [], num_decodes,
         max_q_len=max((share.num_new_tokens for share in planned[num_decodes:]), default=0),
     )  # fmt: skip
     for scheduled in planned:
@@ -76,7 +78,11 @@ def build(planned: list[Scheduled], block_size: int, *, all_logits: bool = False
         first_row, positions = len(inputs.token_ids), range(start, start + count)
         wanted = range(first_row, first_row + count)
         inputs.logits_rows.extend(wanted if all_logits else wanted_rows(scheduled, first_row))
-        inputs.token_ids.extend(request.tokens(start, start + count))
+        if request.num_unread_tokens:  # then it is all that is pending
+            inputs.unread_rows.append(first_row)
+            inputs.token_ids.append(0)
+        else:
+            inputs.token_ids.extend(request.tokens(start, start + count))
         inputs.positions.extend(positions)
         inputs.slot_mapping.extend(slots_of(request.blocks, positions, block_size))
         inputs.seq_lens.append(start + count)
@@ -84,6 +90,16 @@ def build(planned: list[Scheduled], block_size: int, *, all_logits: bool = False
         if count > 1:
             inputs.cu_seqlens_q.append(inputs.cu_seqlens_q[-1] + count)
     return inputs
+
+
+def mixed(
+    token_ids: list[int], rows: list[int], unread: Tensor | None, device: torch.device
+) -> Tensor:
+    """Token ids on the device, int64, those at `rows` taken from `unread` there."""
+    tokens = upload(token_ids, torch.int64, device)
+    if unread is not None:
+        tokens.index_copy_(0, upload(rows, torch.int64, device), unread)
+    return tokens
 
 
 def slots_of(blocks: list[int], positions: range, block_size: int) -> list[int]:

@@ -75,6 +75,15 @@ class _Drawn:
     tokens: _ReadBack
     logprobs: dict[str, TokenLogprobs]
 
+    def unread(self, planned: list[Scheduled]) -> Tensor | None:
+        """The tokens, int64 on the device, of those in the plan of the step behind this one."""
+        wanted = [share.request for share in planned if share.request.num_unread_tokens]
+        tokens = self.tokens.source
+        if not wanted or wanted == self.drawing:
+            return tokens if wanted else None
+        rows = {request: row for row, request in enumerate(self.drawing)}
+        return tokens[upload([rows[request] for request in wanted], torch.int64, tokens.device)]
+
 
 class Engine:
     """Continuous batching over one model. Not thread-safe: one thread owns it.
@@ -104,6 +113,9 @@ class Engine:
         )
         self._sampler = sampler.Sampler()
         self._live: dict[str, _Live] = {}
+        # On a GPU the next step is under way before a step's tokens are read: the host's work, in
+        # here and in the caller, is done in its shadow. A CPU would only keep the tokens back.
+        self.looks_ahead = plan.device.type == "cuda"
         self._ahead: _Computed | _Drawn | None = None
 
     @property
@@ -193,10 +205,10 @@ class Engine:
         if isinstance(step, _Computed):
             with self._stage("draw"):
                 step = self._draw(step)
-        # On a GPU the next step is under way before this one's tokens are read: the host's
-        # work, in here and in the caller, is done in its shadow.
-        with self._stage("compute ahead"):
-            self._ahead = self._compute_ahead(step)
+        self.scheduler.advance(step.planned)
+        if self.looks_ahead:
+            with self._stage("compute ahead"):
+                self._ahead = self._compute_ahead(step)
         with self._stage("read tokens"):
             return self._finish(step)
 
@@ -210,38 +222,28 @@ class Engine:
         if not planned:
             return None
         logits = self._take_prompt_logprobs(planned, self.runner.run(planned))
-        drawing = [scheduled.request for scheduled in planned if scheduled.draws_token]
-        return _Computed(planned, drawing, logits)
+        return _Computed(planned, _drawing(planned), logits)
 
     def _compute_ahead(self, step: _Drawn) -> _Computed | _Drawn | None:
-        """The step after `step`, of its requests that go on: their tokens are on the device.
+        """The step behind `step`, whose tokens are on the device.
 
-        None if another request may join. It is drawn as well, unless a request's draw hangs on
-        the host having read those tokens.
+        It is drawn as well, unless a request's draw hangs on the host having read those tokens.
+        None if the host has to read them, or the logits, before it goes on.
         """
-        graphs = self.runner.graphs
-        if graphs is None or len(step.planned) != len(step.drawing):
+        planned = batch.order(self.scheduler.plan(is_ahead=True))
+        if not planned or any(map(batch.wants_prompt_rows, planned)):
             return None
-        going = [row for row, request in enumerate(step.drawing) if _goes_on(request)]
-        shares = [step.planned[row] for row in going]
-        if not going or self.scheduler.may_admit(num_ending=len(step.drawing) - len(going)):
-            return None
-        if not self.scheduler.reserve_ahead(shares):
-            return None
-        tokens = step.tokens.source
-        if len(going) < len(step.drawing):
-            tokens = tokens[upload(going, torch.int64, tokens.device)]
-        requests = [share.request for share in shares]
-        positions = [share.request.num_computed_tokens + share.num_new_tokens for share in shares]
-        planned = [Scheduled(request, 1) for request in requests]
-        is_free = all(_draws_unread(request) for request in requests)
-        greedy = is_free and sampler.is_greedy(requests)
+        drawing, unread = _drawing(planned), step.unread(planned)
+        is_free = all(map(_draws_unread, drawing))
         with torch.inference_mode():
-            result = graphs.launch(requests, positions, tokens, greedy=greedy)
-            if not is_free:
-                return _Computed(planned, requests, result)
-            tokens = result if greedy else self._sampler.sample(result, requests, ahead=1)
-        return _Drawn(planned, requests, _ReadBack(tokens), {})
+            if is_free and sampler.is_greedy(drawing) and self.runner.replays(planned):
+                tokens = self.runner.draw(planned, unread)
+            else:
+                logits = self.runner.run(planned, unread)
+                if not is_free:
+                    return _Computed(planned, drawing, logits)
+                tokens = self._sampler.sample(logits, drawing)
+        return _Drawn(planned, drawing, _ReadBack(tokens), {})
 
     def _draw(self, step: _Computed) -> _Drawn:
         tokens, logprobs = self._sampler.draw(step.logits, step.drawing)
@@ -252,13 +254,13 @@ class Engine:
         if self._workers is not None:  # one that is gone would be waited for forever
             self._workers.wait_until(step.tokens.has_come)
         drawn = step.tokens.wait()
-        going = [i for i, request in enumerate(step.drawing) if request.finish_reason is None]
-        tokens = {step.drawing[i].request_id: drawn[i] for i in going}
-        self.scheduler.commit(step.planned, tokens)
-        return [
-            self._output(step.drawing[i], drawn[i], step.logprobs.get(step.drawing[i].request_id))
-            for i in going
-        ]
+        outputs = []
+        for request, token in zip(step.drawing, drawn, strict=True):
+            if request.finish_reason is None:
+                self.scheduler.settle(request, token)
+                logprobs = step.logprobs.get(request.request_id)
+                outputs.append(self._output(request, token, logprobs))
+        return outputs
 
     def logits(self, token_ids: Sequence[int]) -> Tensor:
         """Logits float32 [num_tokens, vocab] of a whole text, beside whatever else is running."""
@@ -281,7 +283,8 @@ class Engine:
         try:
             while request.num_pending_tokens:
                 count = min(request.num_pending_tokens, self.plan.max_num_batched_tokens)
-                rows.append(self.runner.run([Scheduled(request, count)], all_logits=True))
+                share = Scheduled(request, count, draws_token=False)
+                rows.append(self.runner.run([share], all_logits=True))
                 request.num_computed_tokens += count
         finally:
             pool.release(request.blocks)
@@ -369,9 +372,8 @@ def _advance_grammar(request: Request, token_id: int) -> None:
         request.grammar_error = str(error)
 
 
-def _goes_on(request: Request) -> bool:
-    """Whether a request is in the step after the one under way, unless a stop token ends it."""
-    return request.finish_reason is None and request.num_tokens + 1 < request.max_total_tokens
+def _drawing(planned: list[Scheduled]) -> list[Request]:
+    return [scheduled.request for scheduled in planned if scheduled.draws_token]
 
 
 def _draws_unread(request: Request) -> bool:

@@ -47,13 +47,19 @@ class PromptGraphs:
         """Whether a step is small enough."""
         return len(inputs.token_ids) <= _SIZES[-1] and inputs.num_prompts <= MAX_PROMPTS
 
-    def run(self, inputs: Inputs) -> Tensor:
-        """Hidden states [num_tokens, hidden] of a step that fits; the next run overwrites them."""
+    def run(self, inputs: Inputs, unread: Tensor | None) -> Tensor:
+        """Hidden states [num_tokens, hidden] of a step that fits; the next run overwrites them.
+
+        `unread` int64: the tokens at `inputs.unread_rows`, if there are any.
+        """
         size = _SIZES[bisect_left(_SIZES, len(inputs.token_ids))]
         decodes = self._num_decodes(inputs.num_decode_seqs, size)
         if not self._plan.enforce_eager and (size, decodes) not in self._recorded:
             self._recorded[size, decodes] = self._record(size, decodes)
         self._write(inputs, size, decodes)
+        if unread is not None:
+            rows = upload(inputs.unread_rows, torch.int64, self._plan.device)
+            self._tokens.index_copy_(0, rows, unread)
         if self._plan.enforce_eager:
             hidden = self._forward(size, decodes)
         else:

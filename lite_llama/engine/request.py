@@ -43,6 +43,7 @@ class Request:
     max_total_tokens: int  # prompt and answer
     cache_salt: str = ""
     output_token_ids: list[int] = field(default_factory=list)
+    num_unread_tokens: int = 0  # drawn, but only the device knows which: none, or the last one
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache at first admission
     num_preemptions: int = 0
@@ -55,16 +56,21 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens known so far, prompt and output."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids)
+        """Tokens so far: prompt and output, with one that is drawn and not read yet."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_unread_tokens
 
     @property
     def num_pending_tokens(self) -> int:
-        """Known tokens whose keys and values are not in the cache yet."""
+        """Tokens whose keys and values are not in the cache yet."""
         return self.num_tokens - self.num_computed_tokens
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it ends with its last token, whatever that is."""
+        return self.num_tokens >= self.max_total_tokens
+
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Known tokens start..stop, across prompt and output."""
+        """Tokens start..stop, across prompt and output, as far as they are read."""
         split = len(self.prompt_token_ids)
         if stop <= split:
             return self.prompt_token_ids[start:stop]

@@ -45,36 +45,62 @@ class Runner:
             self.prompts = PromptGraphs(decoder, self.kv_cache, plan)
 
     @torch.inference_mode()
-    def run(self, planned: list[Scheduled], *, all_logits: bool = False) -> Tensor:
-        """Logits, float32 [num_wanted_rows, vocab], of an ordered plan (see `batch.build`)."""
-        if self.graphs is not None and not all_logits and batch.only_decodes(planned):
-            requests = [scheduled.request for scheduled in planned]
-            positions = [request.num_computed_tokens for request in requests]
-            tokens = [
-                request.tokens(position, position + 1)[0]
-                for request, position in zip(requests, positions, strict=True)
-            ]
-            return self.graphs.launch(requests, positions, tokens)
+    def run(
+        self, planned: list[Scheduled], unread: Tensor | None = None, *, all_logits: bool = False
+    ) -> Tensor:
+        """Logits, float32 [num_wanted_rows, vocab], of an ordered plan (see `batch.build`).
+
+        `unread` int64: the last token of each request in the plan of which only the device knows
+        it, in order.
+        """
+        if not all_logits and self.replays(planned):
+            return self._replay(planned, unread, greedy=False)
         inputs = batch.build(planned, self.plan.block_size, all_logits=all_logits)
         if self._workers is None:
-            return self.compute(inputs)
+            return self.compute(inputs, unread)
         with self._workers.step():
             self._workers.send(inputs)
-            return self.compute(inputs)
+            if unread is not None:
+                unread = self._workers.ranks.broadcast(unread)
+            return self.compute(inputs, unread)
 
-    def compute(self, inputs: batch.Inputs) -> Tensor:
+    def replays(self, planned: list[Scheduled]) -> bool:
+        """Whether a recorded decode step computes this plan."""
+        return self.graphs is not None and batch.only_decodes(planned)
+
+    @torch.inference_mode()
+    def draw(self, planned: list[Scheduled], unread: Tensor | None) -> Tensor:
+        """The likeliest next token of each request, int64, of a plan that is replayed."""
+        return self._replay(planned, unread, greedy=True)
+
+    def _replay(self, planned: list[Scheduled], unread: Tensor | None, *, greedy: bool) -> Tensor:
+        if self.graphs is None:
+            raise AssertionError("there are no graphs to replay")
+        requests = [scheduled.request for scheduled in planned]
+        positions = [request.num_computed_tokens for request in requests]
+        token_ids: list[int] | Tensor
+        if unread is not None and len(unread) == len(requests):
+            token_ids = unread
+        else:
+            inputs = batch.build(planned, self.plan.block_size)
+            token_ids = inputs.token_ids
+            if unread is not None:
+                token_ids = batch.mixed(token_ids, inputs.unread_rows, unread, self.plan.device)
+        return self.graphs.launch(requests, positions, token_ids, greedy=greedy)
+
+    def compute(self, inputs: batch.Inputs, unread: Tensor | None) -> Tensor:
         """Logits of these inputs, on this rank's part of it all."""
-        hidden = self._hidden(inputs)
+        hidden = self._hidden(inputs, unread)
         if not inputs.logits_rows:  # a chunk of a prompt that goes on
             return torch.empty(0, self.decoder.config.vocab_size, device=hidden.device)
         if len(inputs.logits_rows) < len(inputs.token_ids):
             hidden = hidden[upload(inputs.logits_rows, torch.int64, self.plan.device)]
         return self.decoder.logits(hidden)
 
-    def _hidden(self, inputs: batch.Inputs) -> Tensor:
+    def _hidden(self, inputs: batch.Inputs, unread: Tensor | None) -> Tensor:
         if self.prompts is not None and inputs.max_q_len and self.prompts.fits(inputs):
-            return self.prompts.run(inputs)
-        return self.decoder.hidden(inputs.on(self.plan.device), self.kv_cache)
+            return self.prompts.run(inputs, unread)
+        return self.decoder.hidden(inputs.on(self.plan.device, unread), self.kv_cache)
 
     def close(self) -> None:
         """Destroy the graphs."""

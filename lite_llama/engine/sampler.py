@@ -47,13 +47,11 @@ class Sampler:
         requests: Sequence[Request],
         *,
         masks: Tensor | None = None,
-        ahead: int = 0,
     ) -> Tensor:
         """Draw one token a row: logits float32 [num_rows, vocab] (changed) -> int64 [num_rows].
 
         Order: logit bias and the ban of early stops, penalties, the grammars' `masks` (see
         `ops.apply_masks`), then `ops.sample`. Nothing in here waits for the device.
-        `ahead`: tokens of each request that are drawn already but not known to the host.
         """
         _apply_bias(logits, requests)
         _apply_penalties(logits, requests)
@@ -61,16 +59,14 @@ class Sampler:
             ops.apply_masks(logits, masks)
         if is_greedy(requests):
             return ops.argmax(logits)[1]
-        return ops.sample(logits, self._next_rows(requests, logits.device, ahead))
+        return ops.sample(logits, self._next_rows(requests, logits.device))
 
-    def _next_rows(
-        self, requests: Sequence[Request], device: torch.device, ahead: int
-    ) -> ops.SamplingRows:
+    def _next_rows(self, requests: Sequence[Request], device: torch.device) -> ops.SamplingRows:
         """The settings of these requests; of those of the call before, one position on."""
         if self._rows is not None and self._requests == list(requests):
             self._rows.positions.add_(1)
         else:
-            self._rows = _rows(requests, device, ahead)
+            self._rows = _rows(requests, device)
             self._requests = list(requests)
         return self._rows
 
@@ -169,9 +165,9 @@ def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
     logits[selected] = penalised
 
 
-def _rows(requests: Sequence[Request], device: torch.device, ahead: int) -> ops.SamplingRows:
+def _rows(requests: Sequence[Request], device: torch.device) -> ops.SamplingRows:
     params = [request.params for request in requests]
-    places = [[one.seed for one in requests], [one.num_tokens + ahead for one in requests]]
+    places = [[one.seed for one in requests], [one.num_tokens for one in requests]]
     seeds, positions = upload(places, torch.int64, device)
     strengths = [
         [p.temperature for p in params],

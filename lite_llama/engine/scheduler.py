@@ -1,7 +1,8 @@
 """Who runs in the next step, with how many tokens, in which blocks. Plain Python, no tensors.
 
-Every request is treated alike: it has known tokens (prompt, then output) of which some are
-computed. A step computes up to a budget of pending tokens: one each for requests that decode, a
+Every request is treated alike: it has tokens (prompt, then output) of which some are computed. The
+last one may be drawn but not read yet: a step can be planned behind one whose tokens are still on
+the device. A step computes up to a budget of pending tokens: one each for requests that decode, a
 chunk for those whose prompt is longer; while anybody decodes, prompts get half of the budget, so
 that no stream stands still behind them. Running requests go first, then waiting ones in order of
 arrival. When blocks run out, the newest running request gives its blocks back and waits at the
@@ -9,7 +10,6 @@ front; its tokens are kept and computed again, mostly from the prefix cache.
 """
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lite_llama.cache.block_pool import BlockPool, block_key
@@ -28,11 +28,7 @@ class Scheduled:
 
     request: Request
     num_new_tokens: int
-
-    @property
-    def draws_token(self) -> bool:
-        """Whether the step reaches the request's last known token, so that a new one is drawn."""
-        return self.num_new_tokens == self.request.num_pending_tokens
+    draws_token: bool  # it reaches the request's last token, so that a new one is drawn
 
 
 class Scheduler:
@@ -74,83 +70,69 @@ class Scheduler:
         request.finish_reason = "abort"
         self._release(request)
 
-    def plan(self) -> list[Scheduled]:
-        """The next step; empty when nothing can run."""
+    def plan(self, *, is_ahead: bool = False) -> list[Scheduled]:
+        """The next step; empty when nothing can run.
+
+        `is_ahead`: behind a step whose tokens are not read yet. Nobody is preempted then: the plan
+        is empty if blocks run out. A plan that is not carried out costs nothing.
+        """
         budget = self.max_num_batched_tokens
+        going = [request for request in self.running if not request.is_complete]
         prompts = budget
-        if any(request.num_pending_tokens == 1 for request in self.running):
+        if any(request.num_pending_tokens == 1 for request in going):
             prompts = max(1, budget // _PROMPTS_BESIDE_DECODES)
         planned: list[Scheduled] = []
-        preempted = False
-        index = 0
-        while index < len(self.running):
-            request = self.running[index]
+        preempted: set[Request] = set()
+        for request in going:
+            if request in preempted:  # the newest are the last
+                break
             pending = request.num_pending_tokens
             count = min(pending, budget if pending == 1 else min(budget, prompts))
             if count == 0:
-                index += 1
                 continue
             while not self._reserve(request, count):
-                self._preempt(self.running[-1])
-                preempted = True
-                if request not in self.running[index:]:
+                if is_ahead:
+                    return []
+                newest = self.running[-1]
+                self._preempt(newest)
+                preempted.add(newest)
+                if newest is request:
                     break
             else:
-                planned.append(Scheduled(request, count))
+                planned.append(Scheduled(request, count, count == pending))
                 budget -= count
                 if pending > 1:
                     prompts -= count
-                index += 1
         if not preempted:
-            planned += self._admit(min(budget, prompts))
+            planned += self._admit(min(budget, prompts), self.max_num_seqs - len(going))
         return planned
 
-    def may_admit(self, num_ending: int) -> bool:
-        """Whether a request waits for which there is a place once so many running ones end."""
-        return bool(self.waiting) and len(self.running) - num_ending < self.max_num_seqs
-
-    def reserve_ahead(self, planned: list[Scheduled]) -> bool:
-        """Give every request of a step under way room for the token after; all of them or none."""
-        size = self.pool.block_size
-        short = [
-            scheduled.request
-            for scheduled in planned
-            if len(scheduled.request.blocks) * size
-            < scheduled.request.num_computed_tokens + scheduled.num_new_tokens + 1
-        ]
-        if len(short) > self.pool.num_available:
-            return False
-        for request in short:
-            request.blocks += self.pool.allocate(1)
-        return True
-
-    def commit(self, planned: list[Scheduled], tokens: Mapping[str, int]) -> None:
-        """Book a finished step: `tokens` maps the ids of requests that drew one to their token."""
+    def advance(self, planned: list[Scheduled]) -> None:
+        """Book a step that is launched and drawn; its tokens are not read yet."""
         for scheduled in planned:
             request = scheduled.request
-            if request.finish_reason is not None:
-                continue
-            draws = scheduled.draws_token
-            request.num_computed_tokens += scheduled.num_new_tokens
-            self._remember_full_blocks(request)
-            if draws:
-                self._append(request, tokens[request.request_id])
+            if request.finish_reason is None:
+                request.num_computed_tokens += scheduled.num_new_tokens
+                self._remember_full_blocks(request)
+                request.num_unread_tokens = int(scheduled.draws_token)
 
-    def _append(self, request: Request, token: int) -> None:
+    def settle(self, request: Request, token: int) -> None:
+        """Book the token that an advanced step has drawn for a request that goes on."""
+        request.num_unread_tokens = 0
         request.output_token_ids.append(token)
         num_outputs = len(request.output_token_ids)
         if token in request.stop_token_ids and num_outputs > request.params.min_tokens:
             request.finish_reason = "stop"
             request.stop_token_id = token
-        elif request.num_tokens >= request.max_total_tokens:
+        elif request.is_complete:
             request.finish_reason = "length"
         if request.finish_reason is not None:
             self.running.remove(request)
             self._release(request)
 
-    def _admit(self, budget: int) -> list[Scheduled]:
+    def _admit(self, budget: int, num_places: int) -> list[Scheduled]:
         planned: list[Scheduled] = []
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+        while self.waiting and budget > 0 and len(planned) < num_places:
             request = self.waiting[0]
             if request.params.prompt_logprobs is None:
                 # The last token is always computed: the next one is drawn from its logits.
@@ -159,7 +141,8 @@ class Scheduler:
                     known, request.cache_salt, request.block_keys
                 )
             request.num_computed_tokens = len(request.blocks) * self.pool.block_size
-            count = min(request.num_pending_tokens, budget)
+            pending = request.num_pending_tokens
+            count = min(pending, budget)
             if not self._reserve(request, count):
                 keys = request.block_keys  # for the next attempt, so that it need not hash again
                 self._release(request)
@@ -170,7 +153,7 @@ class Scheduler:
                 self.pool.count_query(request.num_tokens, request.num_computed_tokens)
             self.waiting.popleft()
             self.running.append(request)
-            planned.append(Scheduled(request, count))
+            planned.append(Scheduled(request, count, count == pending))
             budget -= count
         return planned
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import Tensor
 
 from lite_llama.checkpoint.reader import open_checkpoint
 from lite_llama.engine.batch import Inputs
@@ -78,7 +79,13 @@ def serve(pipe: Connection) -> None:
 def follow(runner: Runner, message: ToRank, ranks: RankGroup) -> None:
     """Compute a step; its logits are rank 0's to use."""
     if isinstance(message, Inputs):
-        runner.compute(message)
+        unread: Tensor | None = None
+        if message.unread_rows:
+            empty = torch.empty(
+                len(message.unread_rows), dtype=torch.int64, device=runner.plan.device
+            )
+            unread = ranks.broadcast(empty)
+        runner.compute(message, unread)
     elif isinstance(message, Decode) and isinstance(runner.graphs, SharedGraphs):
         runner.graphs.follow(message, ranks)
     else:

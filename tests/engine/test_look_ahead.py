@@ -5,17 +5,19 @@ engine's work is tested anywhere.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
-from msgspec.structs import replace
 from torch import Tensor
 
 from lite_llama import LLM, SamplingParams, ops
 from lite_llama.engine import engine as engine_module
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.prompt_graphs import PromptGraphs
 from lite_llama.engine.request import Request, StepOutput
 from lite_llama.engine.runner import Runner
 from lite_llama.models.inputs import ForwardBatch
@@ -30,7 +32,6 @@ class HostGraphs:
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._logits = torch.empty(0)
-        self.log: list[str] = []
 
     def launch(
         self,
@@ -40,8 +41,6 @@ class HostGraphs:
         *,
         greedy: bool = False,
     ) -> Tensor:
-        is_ahead = isinstance(token_ids, Tensor)
-        self.log.append("compute ahead" if is_ahead else "compute")
         size = self._runner.plan.block_size
         places = zip(requests, positions, strict=True)
         slots = [one.blocks[at // size] * size + at % size for one, at in places]
@@ -141,31 +140,61 @@ def run(
     return sorted(outputs, key=lambda output: output.request_id)
 
 
+def look_ahead(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the engine work as on a GPU; what it does, in order, from now on."""
+    log: list[str] = []
+
+    def note(where: Any, name: str, what: str) -> None:
+        whole = getattr(where, name)
+
+        def noting(*arguments: Any) -> Any:
+            result = whole(*arguments)
+            if result is not None:
+                log.append(what)
+            return result
+
+        monkeypatch.setattr(where, name, noting)
+
+    monkeypatch.setattr(engine, "looks_ahead", True)
+    monkeypatch.setattr(engine.runner, "graphs", HostGraphs(engine.runner))
+    note(engine, "_compute", "compute")
+    note(engine, "_compute_ahead", "compute ahead")
+    note(engine_module._ReadBack, "wait", "read")
+    return log
+
+
 def both(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, kinds: Sequence[str], **events: Any
-) -> tuple[list[StepOutput], list[StepOutput], HostGraphs]:
-    """What plain steps say, what steps that look ahead say, and what these did."""
+) -> tuple[list[StepOutput], list[StepOutput], list[str]]:
+    """What plain steps say, what steps that look ahead say, and the order of these."""
     plain = run(llm.engine, kinds, **events)
-    graphs = HostGraphs(llm.engine.runner)
-    monkeypatch.setattr(llm.engine.runner, "graphs", graphs)
-    return plain, run(llm.engine, kinds, **events), graphs
+    log = look_ahead(llm.engine, monkeypatch)
+    return plain, run(llm.engine, kinds, **events), log
 
 
 def rounded(output: StepOutput) -> StepOutput:
     if output.logprobs is None:
         return output
-    rows = [replace(row, logprob=pytest.approx(row.logprob, abs=1e-4)) for row in output.logprobs]
-    return replace(output, logprobs=rows)
+    rows = [
+        msgspec.structs.replace(row, logprob=pytest.approx(row.logprob, abs=1e-4))
+        for row in output.logprobs
+    ]
+    return msgspec.structs.replace(output, logprobs=rows)
+
+
+def all_ahead(num_steps: int) -> list[str]:
+    """Of steps of which every one but the first is launched before the one before is read."""
+    return ["compute", *["compute ahead", "read"] * (num_steps - 1), "read"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_computed_step_is_drawn_as_a_plain_one_is(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    plain, ahead, graphs = both(llm, monkeypatch, [kind, "greedy"])
+    plain, ahead, log = both(llm, monkeypatch, [kind, "greedy"])
     assert ahead == plain
     assert len({output.token_id for output in plain}) > 8
-    assert graphs.log.count("compute ahead") > 8
+    assert log == all_ahead(14)
 
 
 @pytest.mark.parametrize(
@@ -182,28 +211,95 @@ def test_requests_of_every_kind_may_join_leave_and_break(
     assert broken == (["broken"] * 2 if "breaks_at" in events else [])
 
 
-@pytest.mark.parametrize("kind", ["grammar", "penalties", "greedy"])
-def test_the_next_step_is_computed_before_this_ones_tokens_are_read(
+@pytest.mark.parametrize("kind", ["grammar", "seeded", "greedy"])
+def test_a_prompt_that_joins_is_computed_beside_tokens_that_are_not_read(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    graphs = HostGraphs(llm.engine.runner)
-    monkeypatch.setattr(llm.engine.runner, "graphs", graphs)
-    wait = engine_module._ReadBack.wait
-
-    def noting(tokens: Any) -> list[int]:
-        graphs.log.append("read")
-        return wait(tokens)
-
-    monkeypatch.setattr(engine_module._ReadBack, "wait", noting)
-    outputs = run(llm.engine, [kind])
-    # The prompt's step is not a graph's; the last token's has no step behind it.
-    assert graphs.log == ["compute ahead", "read"] * (len(outputs) - 1) + ["read"]
+    plain, ahead, log = both(llm, monkeypatch, [kind, "greedy", "seeded"], late=4)
+    assert [rounded(output) for output in ahead] == plain
+    assert log == all_ahead(14)
 
 
-def test_a_stop_token_ends_a_constrained_sequence_whose_next_step_is_computed(
+@pytest.mark.parametrize("kind", ["grammar", "seeded", "greedy"])
+def test_chunks_of_prompts_are_launched_ahead(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """With 8 tokens a step: 5 of the first prompt and 3 of the second, then 4 beside decoding."""
+    monkeypatch.setattr(llm.engine.scheduler, "max_num_batched_tokens", 8)
+    plain, ahead, log = both(llm, monkeypatch, [kind] * 4)
+    assert [rounded(output) for output in ahead] == plain
+    assert log == all_ahead(log.count("read"))
+    assert log.count("read") > 18
+
+
+def test_padded_steps_with_prompts_take_tokens_that_are_not_read(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm.engine.runner, "graphs", HostGraphs(llm.engine.runner))
+    runner = llm.engine.runner
+    plan = replace(runner.plan, enforce_eager=True)
+    monkeypatch.setattr(runner, "prompts", PromptGraphs(runner.decoder, runner.kv_cache, plan))
+    plain, ahead, log = both(llm, monkeypatch, ["seeded", "greedy", "greedy"], late=4)
+    assert [rounded(output) for output in ahead] == plain
+    assert log == all_ahead(14)
+
+
+def test_without_graphs_steps_are_launched_ahead_too(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run(llm.engine, ["seeded", "greedy"], late=4)
+    log = look_ahead(llm.engine, monkeypatch)
+    monkeypatch.setattr(llm.engine.runner, "graphs", None)
+    assert [rounded(output) for output in run(llm.engine, ["seeded", "greedy"], late=4)] == plain
+    assert log == all_ahead(15)
+
+
+def test_who_wants_log_probabilities_of_a_prompt_has_a_plain_step(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = look_ahead(llm.engine, monkeypatch)
+    llm.engine.add("running", PROMPTS[0], sampling())
+    llm.engine.step()
+    llm.engine.add("asking", PROMPTS[1], sampling(prompt_logprobs=1, max_tokens=1))
+    outputs = []
+    while llm.engine.has_requests:
+        outputs += llm.engine.step()
+    [asked] = [output for output in outputs if output.request_id == "asking"]
+    assert asked.prompt_logprobs is not None
+    assert len(asked.prompt_logprobs) == len(PROMPTS[1])
+    assert log[:7] == [
+        "compute",
+        "compute ahead",
+        "read",
+        "read",
+        "compute",
+        "compute ahead",
+        "read",
+    ]
+
+
+def test_a_cache_too_small_for_all_gives_the_same_tokens(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is preempted is so by a plain step; what others have computed is found again."""
+    with LLM(
+        tiny_path, dtype="float32", device="cpu", block_size=8, num_blocks=6, max_num_seqs=3
+    ) as small:
+        kinds = ["seeded", "greedy", "grammar", "seeded"]
+        plain = run(small.engine, kinds, late=3)
+        before = small.engine.scheduler.num_preemptions
+        log = look_ahead(small.engine, monkeypatch)
+        ahead = run(small.engine, kinds, late=3)
+        tokens = [[(one.request_id, one.token_id) for one in outputs] for outputs in (ahead, plain)]
+        assert tokens[0] == tokens[1]
+        assert small.engine.scheduler.num_preemptions > before
+        assert log.count("compute") > 1
+        assert log.count("compute ahead") > 14
+
+
+def test_a_stop_token_ends_a_sequence_whose_next_step_is_computed(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_ahead(llm.engine, monkeypatch)
     free = [output.token_id for output in run(llm.engine, ["grammar"])]
     stop = free[5]
     monkeypatch.setattr(llm.engine, "eos_token_ids", frozenset({stop}))
@@ -216,20 +312,18 @@ def test_a_stop_token_ends_a_constrained_sequence_whose_next_step_is_computed(
 def test_sequences_that_reach_their_length_do_not_hold_the_others_up(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """They end after 14, 11 and 8 tokens; every step behind the prompts' is launched ahead."""
-    plain, ahead, graphs = both(llm, monkeypatch, [kind] * 3)
+    """They end after 14, 11 and 8 tokens."""
+    plain, ahead, log = both(llm, monkeypatch, [kind] * 3)
     assert [rounded(output) for output in ahead] == plain
-    assert graphs.log == ["compute ahead"] * 13
+    assert log == all_ahead(14)
 
 
-def test_who_waits_for_a_place_that_is_not_free_does_not_hold_up_those_that_run(
+def test_who_waits_takes_the_place_of_one_that_reaches_its_length_before_that_is_read(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graphs = HostGraphs(llm.engine.runner)
-    monkeypatch.setattr(llm.engine.runner, "graphs", graphs)
+    log = look_ahead(llm.engine, monkeypatch)
     monkeypatch.setattr(llm.engine.scheduler, "max_num_seqs", 2)
     outputs = run(llm.engine, ["greedy"] * 3)
     assert [output.request_id for output in outputs] == ["0"] * 14 + ["1"] * 11 + ["2"] * 8
-    # The second one ends with the eleventh step: the next takes in the third, and is planned.
-    assert graphs.log[:10] == ["compute ahead"] * 10
-    assert graphs.log[10:] == ["compute"] + ["compute ahead"] * 7
+    # The second one ends with the eleventh step; the third has the twelfth to the nineteenth.
+    assert log == all_ahead(19)

@@ -35,7 +35,7 @@ def planned(*sizes: tuple[int, int], seed: int = 0) -> list[Scheduled]:
         request = Request(str(number), tokens, SamplingParams(), 0, frozenset(), 256)
         request.num_computed_tokens = computed
         request.blocks = [free.pop() for _ in range(-(-(computed + new) // BLOCK_SIZE))]
-        found.append(Scheduled(request, new))
+        found.append(Scheduled(request, new, draws_token=True))
     return batch.order(found)
 
 
@@ -45,8 +45,8 @@ def fill(decoder: Decoder, cache: KVCache, shares: list[Scheduled]) -> None:
         request, count = share.request, share.request.num_computed_tokens
         if count:
             request.num_computed_tokens = 0
-            inputs = batch.build([Scheduled(request, count)], BLOCK_SIZE)
-            decoder.hidden(inputs.on(CPU), cache)
+            inputs = batch.build([Scheduled(request, count, draws_token=False)], BLOCK_SIZE)
+            decoder.hidden(inputs.on(CPU, None), cache)
             request.num_computed_tokens = count
 
 
@@ -78,14 +78,14 @@ def test_a_padded_step_has_the_rows_of_a_plain_one(sizes: list[tuple[int, int]])
             layer.k.zero_()
             layer.v.zero_()
         fill(decoder, cache, shares)
-    want = decoder.hidden(inputs.on(CPU), caches[0])
+    want = decoder.hidden(inputs.on(CPU, None), caches[0])
     padded = PromptGraphs(decoder, caches[1], plan)
     other = planned((0, 9), (2, 1), seed=5)  # what a step before has left in the buffers
-    padded.run(batch.build(other, BLOCK_SIZE))
+    padded.run(batch.build(other, BLOCK_SIZE), None)
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         ours.k.copy_(theirs.k)
         ours.v.copy_(theirs.v)
-    got = padded.run(inputs)
+    got = padded.run(inputs, None)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         torch.testing.assert_close(ours.k, theirs.k, rtol=1e-5, atol=1e-5)

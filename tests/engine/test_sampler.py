@@ -247,17 +247,19 @@ def test_more_alternatives_than_tokens_are_all_tokens() -> None:
     assert [entry.token_id for entry in best] == [2, 4, 0, 3, 1]
 
 
-@pytest.mark.parametrize("ahead", [0, 1])
-def test_a_sampler_that_keeps_its_rows_draws_what_a_new_one_does(ahead: int) -> None:
+@pytest.mark.parametrize("num_unread", [0, 1])
+def test_a_sampler_that_keeps_its_rows_draws_what_a_new_one_does(num_unread: int) -> None:
     batch = [request(temperature=1.3, top_k=k, top_p=0.9) for k in (0, 3, 5)]
     other = request(temperature=0.7)
+    for one in (*batch, other):
+        one.num_unread_tokens = num_unread
     kept = Sampler()
     generator = torch.Generator().manual_seed(5)
     for step in range(12):
         # The last leaves after six steps, another one joins, and the first two go on together.
         present = batch if step < 6 else [*batch[:2], other] if step < 9 else batch[:2]
         logits = torch.randn(len(present), 12, generator=generator)
-        given = kept.sample(logits.clone(), present, ahead=ahead)
-        assert given.tolist() == Sampler().sample(logits, present, ahead=ahead).tolist()
+        given = kept.sample(logits.clone(), present)
+        assert given.tolist() == Sampler().sample(logits, present).tolist()
         for one, token in zip(present, given.tolist(), strict=True):
             one.output_token_ids.append(token)

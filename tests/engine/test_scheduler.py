@@ -40,11 +40,19 @@ def shares(planned: list[Scheduled]) -> list[tuple[str, int]]:
     return [(scheduled.request.request_id, scheduled.num_new_tokens) for scheduled in planned]
 
 
+def settle(target: Scheduler, planned: list[Scheduled], tokens: dict[str, int]) -> None:
+    """Book a step and what it has drawn, by request id."""
+    target.advance(planned)
+    for scheduled in planned:
+        if scheduled.draws_token and scheduled.request.finish_reason is None:
+            target.settle(scheduled.request, tokens[scheduled.request.request_id])
+
+
 def step(target: Scheduler, token: int = 1) -> list[tuple[str, int]]:
     """Plan and commit one step in which every draw gives `token`."""
     planned = target.plan()
     drawing = [scheduled.request.request_id for scheduled in planned if scheduled.draws_token]
-    target.commit(planned, dict.fromkeys(drawing, token))
+    settle(target, planned, dict.fromkeys(drawing, token))
     target.pool.check()
     return shares(planned)
 
@@ -266,7 +274,7 @@ def test_an_abort_between_plan_and_commit_draws_no_token() -> None:
     target.add(stays)
     planned = target.plan()
     target.abort(gone)
-    target.commit(planned, {"a": 1, "b": 1})
+    settle(target, planned, {"a": 1, "b": 1})
     assert gone.output_token_ids == []
     assert stays.output_token_ids == [1]
     target.pool.check()

@@ -265,6 +265,7 @@ def ahead(two: LLM, path: Path) -> Iterator[LLM]:
         with LLM(path, tensor_parallel_size=2, **SMALL) as llm:
             runner = llm.engine.runner
             runner.graphs = rank_without_gpu.HostSharedGraphs(runner, llm.engine._workers)
+            llm.engine.looks_ahead = True
             yield llm
 
 
