@@ -6,6 +6,7 @@ bounded in number and in bytes. A grammar that breaks while it runs ends its own
 """
 
 import asyncio
+import functools
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.numpy import fill_next_token_bitmask
 from numpy.typing import NDArray
 
 from lite_llama.errors import RequestError
@@ -36,6 +36,8 @@ _TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean",
 # Keywords that hold values, not schemas.
 _VALUES = frozenset({"const", "enum", "default", "examples"})
 _NUM_WORKERS = 2
+_MAX_KEPT_TEXTS = 4096
+_MAX_KEPT_LENGTH = 64
 # As json.dumps writes it. Free white space lets a model at a high temperature go on for ever.
 _JSON_STYLE: Any = {
     "whitespace_flexible": False,
@@ -131,11 +133,12 @@ class Matcher:
     def fill_masks(grammars: "Mapping[int, Matcher]", words: NDArray[np.int32]) -> dict[int, str]:
         """See `Grammar.fill_masks`.
 
-        One after the other: 32 rows take 0.54 ms, on llguidance's own threads 0.77 to 2.7, and 4.8
-        beside a running engine (1 to 16 threads, 16 cores, a vocabulary of 128256).
+        One after the other: on llguidance's own threads it takes longer (docs/lab/serving.md).
         """
+        first, row_bytes = words.ctypes.data, words.strides[0]
         for row, grammar in grammars.items():
-            fill_next_token_bitmask(grammar._matcher, words, row)
+            # What llguidance.numpy does, whose way to the address takes as long as the mask.
+            grammar._matcher.unsafe_compute_mask_ptr(first + row * row_bytes, row_bytes)
         broken = {row: one._matcher for row, one in grammars.items() if one._matcher.is_error()}
         return {row: matcher.get_error() for row, matcher in broken.items()}
 
@@ -241,7 +244,11 @@ class _Vocabulary:
         self.tokens = [tokenizer.token_bytes(index) for index in ids]
         self.tokens += [b""] * (vocab_size - len(ids))
         self.special_token_ids = [index for index in ids if tokenizer.is_special(index)]
-        self._tokenizer = tokenizer
+        self._encode = functools.partial(
+            tokenizer.encode, add_special_tokens=False, parse_special=False
+        )
+        self._encode_again = functools.lru_cache(_MAX_KEPT_TEXTS)(self._encode)
 
     def __call__(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False, parse_special=False)
+        """The tokens of what a grammar forces, mostly a few characters, and often the same."""
+        return (self._encode_again if len(text) <= _MAX_KEPT_LENGTH else self._encode)(text)
