@@ -3,7 +3,7 @@
 Every request is treated alike: it has tokens (prompt, then output) of which some are computed. The
 last one may be drawn but not read yet: a step can be planned behind one whose tokens are still on
 the device. A step computes up to a budget of pending tokens: one each for requests that decode, a
-chunk for those whose prompt is longer; while anybody decodes, prompts get half of the budget, so
+chunk for those whose prompt is longer; while anybody decodes, prompts get a part of the budget, so
 that no stream stands still behind them. Running requests go first, then waiting ones in order of
 arrival. When blocks run out, the newest running request gives its blocks back and waits at the
 front; its tokens are kept and computed again, mostly from the prefix cache.
@@ -16,10 +16,9 @@ from lite_llama.cache.block_pool import BlockPool, block_key
 from lite_llama.engine.request import Request
 from lite_llama.errors import RequestError
 
-# Share of a step's tokens that prompts may take beside decoding requests, as a divisor. With 4, 64
-# streams of a 1B model on an H100 make 22600 tokens/s (120 tokens of prompt and 64 of answer each):
-# a step with prompts takes 3 ms beyond what they do.
-_PROMPTS_BESIDE_DECODES = 2
+# Share of a step's tokens that prompts may take beside decoding requests, as a divisor: who decodes
+# waits for all of a step. Smaller shares would cost matrix products of a better shape.
+_PROMPTS_BESIDE_DECODES = 4
 
 
 @dataclass(frozen=True)
