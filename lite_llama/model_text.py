@@ -91,20 +91,22 @@ class ModelText:
     ) -> list[int]:
         """Token ids of a conversation in the model's chat template, ready for the answer."""
         check_messages(messages)
-        if not all(isinstance(message, Mapping) for message in messages):
-            raise RequestError(
-                'messages has an entry that is no {"role", "content"} map', param="messages"
-            )
+        text = self.chat_template.render(messages, tools=tools, **kwargs)
+        return self.encode_chat(text)
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template; ModelFileError if it has none, or a broken one."""
         if self._chat_template is None:
-            tokenizer = self.tokenizer
             self._chat_template = ChatTemplate(
-                self.checkpoint.chat_template,
-                bos_token=tokenizer.bos_token,
-                eos_token=tokenizer.eos_token,
+                self.chat_template_source,
+                bos_token=self.tokenizer.bos_token,
+                eos_token=self.tokenizer.eos_token,
             )
-        text = self._chat_template.render(
-            [dict(message) for message in messages], tools=tools, **kwargs
-        )
+        return self._chat_template
+
+    def encode_chat(self, text: str) -> list[int]:
+        """Token ids of a rendered conversation."""
         self._check_size(text)
         return self.tokenizer.encode(text, add_special_tokens=False)
 

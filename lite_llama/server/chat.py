@@ -131,7 +131,7 @@ async def answer(service: Service, request: ChatRequest, caller: Caller) -> Asyn
     with service.engine.reserve(params.n):
         spec = _grammar_spec(request, tools)
         listed = [_as_json(tool) for tool in tools] or None
-        token_ids = await service.in_thread(lambda: service.render(messages, listed, options))
+        token_ids = await service.render(messages, listed, options)
         service.check_max_tokens(request, params, len(token_ids))
         generation = service.submit(token_ids, params, request, caller, spec)
         try:
@@ -154,7 +154,7 @@ async def tokenize(service: Service, request: TokenizeRequest) -> list[int]:
     if request.add_generation_prompt is not None:
         options = {**options, "add_generation_prompt": request.add_generation_prompt}
     service.check_bytes(_num_bytes(messages), "messages")
-    return await service.in_thread(lambda: service.render(messages, tools, options))
+    return await service.render(messages, tools, options)
 
 
 def read_messages(request: ChatRequest) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ from lite_llama.server.wire import Ready
 log = logging.getLogger("lite_llama.server")
 
 _KEEP_ALIVE_S = 30
-# A thread that renders a prompt gets its turn from a busy loop after so long, not after 5 ms.
+# A thread that tokenizes a prompt gets its turn from a busy loop after so long, not after 5 ms.
 _SWITCH_S = 0.0005
 # After the last answer, so that clients read it before the connections close.
 _CLOSE_S = 2.0

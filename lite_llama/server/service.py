@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.errors import ContextTooLong, RequestError
-from lite_llama.model_text import ModelText
+from lite_llama.model_text import ModelText, check_messages
 from lite_llama.server.async_engine import AsyncEngine, Generation, Job
 from lite_llama.server.config import ServeConfig
 from lite_llama.server.metrics import Metrics
 from lite_llama.server.problems import Problem, refused
 from lite_llama.server.protocol import ChatRequest, CompletionRequest, GenerationFields
+from lite_llama.server.rendering import Renderer
 from lite_llama.text.grammar import GrammarSpec
 from lite_llama.text.tokenizer import Tokenizer
 
@@ -26,9 +27,10 @@ _MAX_BYTES_PER_TOKEN = 8
 # So much text is tokenized on the event loop: it takes less than the way to a thread and back, on
 # which a busy loop keeps the GIL.
 _SHORT_BYTES = 2 << 10
+_SHORT_MESSAGES = 32
 # Unless so many requests wait: then one way to a thread is for up to so many of them.
 _MIN_BATCH, _MAX_BATCH = 4, 16
-# Threads for tokenizing and rendering; both release the GIL while they work.
+# Threads for tokenizing, which releases the GIL meanwhile, and for long conversations.
 _NUM_WORKERS = 2
 
 
@@ -102,6 +104,7 @@ class Service:
         self.defaults = replace(text.default_sampling_params(), seed=config.seed)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "text")
         self._batcher = _Batcher(text.tokenizer, self._workers)
+        self._renderer = Renderer(text)
 
     @property
     def is_ready(self) -> bool:
@@ -237,17 +240,29 @@ class Service:
         """Token ids of a plain text."""
         return self.text.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    def render(
+    async def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: list[dict[str, Any]] | None,
         options: Mapping[str, Any],
     ) -> list[int]:
-        """Token ids of a conversation; RequestError names the field at fault."""
+        """Token ids of a conversation; Problem 400 names the field at fault."""
+
+        def ask() -> bytes:
+            return self.text.chat_template.question(messages, tools=tools, **options)
+
+        def encode() -> list[int]:
+            return self.text.encode_chat(text)
+
         try:
-            return self.text.render_chat(messages, tools=tools, **options)
+            check_messages(messages)
+            question = ask() if _is_short(messages, tools) else await self.in_thread(ask)
+            text = await self._renderer.render(question)
+            return encode() if len(text) <= _SHORT_BYTES else await self.in_thread(encode)
         except ContextTooLong as error:
-            raise RequestError(str(error), param="messages") from None
+            raise refused(RequestError(str(error), param="messages")) from None
+        except RequestError as error:
+            raise refused(error) from None
 
     def usage(self, generations: Sequence[Generation]) -> dict[str, Any]:
         """The usage object of an answer."""
@@ -261,3 +276,13 @@ class Service:
                 "cached_tokens": sum(each.num_cached_tokens for each in generations)
             },
         }
+
+
+def _is_short(messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]] | None) -> bool:
+    """Whether it takes less to write a conversation down than to go to a thread and back."""
+    return (
+        tools is None
+        and len(messages) <= _SHORT_MESSAGES
+        and all(message.keys() <= {"role", "content"} for message in messages)
+        and sum(len(str(message.get("content"))) for message in messages) <= _SHORT_BYTES
+    )

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lite_llama.errors import ModelFileError, RequestError
 from lite_llama.text.template_worker import compile_template
 
 _SOURCE_LIMIT = 1 << 20
-_TIME_LIMIT_S = 2.0
+TIME_LIMIT_S = 2.0
 _READ_BYTES = 64 << 10
 _STOPPED = "the chat template was stopped: over 256 MiB or 2 s, or minijinja broke; send less"
 _OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
@@ -58,7 +59,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: list[dict[str, Any]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
         tools: list[dict[str, Any]] | None = None,
@@ -70,44 +71,60 @@ class ChatTemplate:
         if the template refuses the messages, fails on them, or passes a limit: 10**6 steps,
         4 characters out for each one in plus 64 KiB, 256 MiB, 2 s.
         """
+        line = self.question(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **kwargs
+        )
+        with self._lock:
+            return self.answer(self._ask(line))
+
+    def question(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> bytes:
+        """The line that asks a worker for what `render` returns; the same errors in its input."""
         taken = sorted(_OWN_VARIABLES & kwargs.keys())
         if taken:
             raise RequestError(
                 f"the template variable {taken[0]} cannot be set by a request; leave it out",
                 param="chat_template_kwargs",
             )
+        if not all(isinstance(message, Mapping) for message in messages):
+            raise RequestError(
+                'messages has an entry that is no {"role", "content"} map', param="messages"
+            )
         variables = {
             **kwargs,
             **self._tokens,
-            "messages": messages,
+            "messages": [dict(message) for message in messages],
             "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            line = json.dumps(variables, ensure_ascii=False).encode() + b"\n"
+            return json.dumps(variables, ensure_ascii=False).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(
                 f"messages and tools must be JSON values: {error}", param="messages"
             ) from error
-        with self._lock:
-            answer = self._ask(line)
-        if "text" not in answer:
-            raise RequestError(answer["error"].partition("\n")[0], param="messages")
-        return answer["text"]
 
-    def _ask(self, line: bytes) -> dict[str, str]:
-        if self._worker is None or self._worker.poll() is not None:
-            self._worker = self._start_worker()
-            line = json.dumps(self._source).encode() + b"\n" + line
-        answer = _exchange(self._worker, line)
-        if not answer:
-            _stop(self._worker)
-            return {"error": _STOPPED}
-        content: dict[str, str] = json.loads(answer)
-        return content
+    def answer(self, line: bytes) -> str:
+        """The prompt in a worker's line, or its RequestError; b"" is what a stopped one says."""
+        content: dict[str, str] = json.loads(line) if line else {"error": _STOPPED}
+        if "text" not in content:
+            raise RequestError(content["error"].partition("\n")[0], param="messages")
+        return content["text"]
 
-    def _start_worker(self) -> subprocess.Popen[bytes]:
+    @property
+    def opening(self) -> bytes:
+        """The line before a worker's first question."""
+        return json.dumps(self._source).encode() + b"\n"
+
+    def start_worker(self) -> "subprocess.Popen[bytes]":
+        """A process that answers lines of its stdin on its stdout; kill it to end it."""
         # -P: the worker's directory is not searched for modules.
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))]
         worker = subprocess.Popen(
@@ -118,15 +135,24 @@ class ChatTemplate:
             bufsize=0,
             start_new_session=True,  # Ctrl-C at the terminal is not meant for it
         )
-        weakref.finalize(self, _stop, worker)
         assert worker.stdin is not None
         os.set_blocking(worker.stdin.fileno(), False)
         return worker
 
+    def _ask(self, line: bytes) -> bytes:
+        if self._worker is None or self._worker.poll() is not None:
+            self._worker = self.start_worker()
+            weakref.finalize(self, _stop, self._worker)
+            line = self.opening + line
+        answer = _exchange(self._worker, line)
+        if not answer:
+            _stop(self._worker)
+        return answer
+
 
 def _exchange(worker: subprocess.Popen[bytes], line: bytes) -> bytes:
     """Write a line and read the one that answers it; b"" if there is none within the limit."""
-    end = time.monotonic() + _TIME_LIMIT_S
+    end = time.monotonic() + TIME_LIMIT_S
     assert worker.stdin is not None
     assert worker.stdout is not None
     inlet, outlet = worker.stdin.fileno(), worker.stdout.fileno()
@@ -153,6 +179,6 @@ def _exchange(worker: subprocess.Popen[bytes], line: bytes) -> bytes:
     return answer
 
 
-def _stop(worker: subprocess.Popen[bytes]) -> None:
+def _stop(worker: "subprocess.Popen[bytes]") -> None:
     worker.kill()
     worker.communicate()
