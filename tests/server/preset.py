@@ -11,6 +11,7 @@ from tests.text.vocabularies import metadata
 PRESET = "llama-3.2-1b"
 MODEL = "SmolLM2-135M-Instruct"  # as in servers.py, which imports torch
 EOS = 128009
+LAGS = "loop lags in ms: "  # how preset_server begins a line
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from lite_llama.bench.latency import build_engine
 from lite_llama.engine.config import EngineConfig
+from lite_llama.engine.engine import Engine
 from lite_llama.llm import LLM
 from lite_llama.model_text import ModelText, read_tokenizer
 from lite_llama.server import engine_process
@@ -17,7 +18,7 @@ class PresetLLM(LLM):
     """An LLM of random weights, with Llama 3's vocabulary."""
 
     def __init__(self, _: Any = None, **settings: Any) -> None:
-        engine = build_engine(EngineConfig(**{**SETTINGS, **settings}), None, PRESET)
+        engine = self.make_engine(EngineConfig(**{**SETTINGS, **settings}))
         engine.eos_token_ids = frozenset({EOS})
         self.plan = engine.plan
         self.model_config = engine.model
@@ -27,6 +28,10 @@ class PresetLLM(LLM):
         self.text = ModelText(checkpoint, self._tokenizer, engine.plan.max_model_len)
         self._live = {}
         self._ids = itertools.count()
+
+    @staticmethod
+    def make_engine(settings: EngineConfig) -> Engine:
+        return build_engine(settings, None, PRESET)
 
 
 def main(descriptor: int) -> int:

@@ -13,9 +13,7 @@ from typing import Any
 from lite_llama.server import run
 from lite_llama.server.config import ServeConfig
 from lite_llama.server.log import log_to_stderr
-from tests.server.preset import MODEL, PRESET, preset_checkpoint
-
-LAGS = "loop lags in ms: "
+from tests.server.preset import LAGS, MODEL, PRESET, preset_checkpoint
 
 
 async def tell_lags() -> None:

@@ -27,6 +27,7 @@ from lite_llama.server.engine_loop import EngineLoop
 from lite_llama.server.run import Served, create_server
 from lite_llama.server.service import Service
 from lite_llama.server.tracing import Tracer
+from tests.server.preset import LAGS
 
 MODEL = "SmolLM2-135M-Instruct"
 
@@ -143,6 +144,11 @@ class ServerProcess:
 
     def read_log(self) -> str:
         return self.log.read_text()
+
+    def lags_s(self) -> list[list[float]]:
+        """By second, how much too long the sleeps of its event loop were; see preset_server."""
+        lines = [line.partition(LAGS)[2] for line in self.read_log().splitlines()]
+        return [[lag / 1e3 for lag in json.loads(line)] for line in lines if line]
 
     def wait_ready(self) -> None:
         def has_address() -> bool:
