@@ -76,8 +76,8 @@ def test_a_long_prompt_is_computed_in_chunks() -> None:
     assert long.output_token_ids == [1, 1]
 
 
-def test_running_requests_go_first_and_prompts_beside_them_get_half_of_the_budget() -> None:
-    target = scheduler(budget=16)
+def test_running_requests_go_first_and_prompts_beside_them_get_a_quarter_of_the_budget() -> None:
+    target = scheduler(budget=32)
     target.add(request("a", 3))
     step(target)
     target.add(request("b", 20))
@@ -89,17 +89,17 @@ def test_running_requests_go_first_and_prompts_beside_them_get_half_of_the_budge
 
 
 def test_requests_that_decode_behind_a_prompt_in_chunks_do_not_wait_for_it() -> None:
-    target = scheduler(budget=4)
-    target.add(request("a", 9))
-    assert step(target) == [("a", 4)]
+    target = scheduler(budget=8)
+    target.add(request("a", 17))
+    assert step(target) == [("a", 8)]
     target.add(request("b", 1))
-    assert step(target) == [("a", 4)]
+    assert step(target) == [("a", 8)]
     assert step(target) == [("a", 1), ("b", 1)]
     target.add(request("c", 3))
     assert step(target) == [("a", 1), ("b", 1), ("c", 2)]
     target.add(request("d", 3))
     # What c has left is one token, as if it decoded.
-    assert step(target) == [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
+    assert step(target) == [("a", 1), ("b", 1), ("c", 1), ("d", 2)]
 
 
 def test_no_more_sequences_run_than_allowed() -> None:
@@ -210,7 +210,7 @@ def test_the_last_prompt_token_is_always_computed() -> None:
 
 
 def test_a_request_for_prompt_logprobs_computes_its_whole_prompt() -> None:
-    target = scheduler()
+    target = scheduler(budget=48)
     prompt = list(range(100, 112))
     target.add(request("a", prompt))
     step(target)
@@ -278,6 +278,44 @@ def test_an_abort_between_plan_and_commit_draws_no_token() -> None:
     assert gone.output_token_ids == []
     assert stays.output_token_ids == [1]
     target.pool.check()
+
+
+def test_a_step_planned_ahead_takes_in_who_waits_for_the_place_of_one_that_ends() -> None:
+    target = scheduler(max_num_seqs=2)
+    for name, max_tokens in (("a", 1), ("b", 5), ("c", 5)):
+        target.add(request(name, 6, max_tokens=max_tokens))
+    planned = target.plan()
+    assert shares(planned) == [("a", 6), ("b", 6)]
+    target.advance(planned)
+    assert shares(target.plan(is_ahead=True)) == [("b", 1), ("c", 6)]
+
+
+def test_a_step_planned_ahead_preempts_nobody() -> None:
+    target = scheduler(num_blocks=4)
+    first, second = request("a", 8, max_tokens=8), request("b", 8, max_tokens=8)
+    target.add(first)
+    target.add(second)
+    planned = target.plan()
+    target.advance(planned)
+    assert target.plan(is_ahead=True) == []
+    for each in (first, second):
+        target.settle(each, 1)
+    assert shares(target.plan()) == [("a", 1)]
+    assert list(target.waiting) == [second]
+    assert second.output_token_ids == [1]
+
+
+def test_a_token_that_is_not_read_counts_and_has_no_id() -> None:
+    target = scheduler()
+    only = request("a", 5)
+    target.add(only)
+    target.advance(target.plan())
+    assert (only.num_tokens, only.num_pending_tokens, only.num_computed_tokens) == (6, 1, 5)
+    assert only.tokens(3, 6) == only.prompt_token_ids[3:]
+    [ahead] = target.plan(is_ahead=True)
+    assert (ahead.num_new_tokens, ahead.draws_token) == (1, True)
+    target.settle(only, 9)
+    assert (only.num_tokens, only.num_unread_tokens, only.output_token_ids) == (6, 0, [9])
 
 
 def test_what_can_never_fit_is_refused() -> None:
