@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint gpu gpu2 sanitize matrix soak clean
+.PHONY: demo test lint gpu gpu-values gpu-serving gpu-soak gpu-bench gpu2 sanitize matrix soak clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/lite-llama generate --temperature 0 "What is the capital of France?"
@@ -35,23 +35,34 @@ lint: $(VENV)/dev.stamp
 # be one that has torch already: make gpu GPU_PYTHON=python3
 GPU_PYTHON ?= $(BIN)/python
 
-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
+GPU_READY := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
+
+gpu: gpu-values gpu-serving gpu-soak sanitize gpu-bench
+
+gpu-values: $(GPU_READY)
 	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py tests/engine/test_prompt_graphs.py tests/tuning/test_gpu.py tests/models/test_chain_stress.py
-	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/server/test_gpu.py tests/server/soak_gpu.py tests/ops/test_smallest.py
-	$(MAKE) sanitize GPU_PYTHON=$(GPU_PYTHON)
+
+gpu-serving: $(GPU_READY)
+	$(GPU_PYTHON) -m pytest -s -p tests.server.matrix tests/server/test_gpu.py tests/ops/test_smallest.py
+
+# Nine minutes.
+gpu-soak: $(GPU_READY)
+	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/server/soak_gpu.py
+
+gpu-bench: $(GPU_READY)
 	$(GPU_PYTHON) -m lite_llama.bench.ops.run
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --batch 1,2,4,8,16,64
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.2-1b --prompt-len 128 --ablate
 	$(GPU_PYTHON) -m lite_llama.bench.plot
 
 # On a machine with two: a model that they share.
-gpu2: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
+gpu2: $(GPU_READY)
 	$(GPU_PYTHON) -m pytest -s -p tests.server.matrix tests/server/test_gpu_tp.py
 	$(GPU_PYTHON) -m lite_llama.cli bench latency --preset llama-3.1-8b --batch 1,8,64 --tensor-parallel-size 2
 
 # Every operator's smallest case under compute-sanitizer, which comes with CUDA: memory accesses, and
 # races in shared memory.
-sanitize: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
+sanitize: $(GPU_READY)
 	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/ops/sanitize.py
 
 # The server's tests, and the page that lists when each row of its matrix last passed.
