@@ -30,11 +30,11 @@ def parse(body: bytes) -> dict[str, Any]:
     """The JSON object in a body; Problem (400 or 413) if it is not one within the bounds."""
     if len(body) > MAX_BODY_BYTES:
         raise Problem(413, f"the body has over {MAX_BODY_BYTES} bytes; send less")
+    check_size(body)
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem(400, f"the body is not UTF-8 at byte {error.start}") from None
-    check_size(body)
     try:
         value = json.loads(
             text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float

@@ -29,6 +29,10 @@ def _object(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+# What stands for a stream is the schema of each of its events, as in OpenAI's own document.
+_EVENT = _object(data=_TEXT)
+
+
 def _list(items: Mapping[str, Any]) -> dict[str, Any]:
     return {**_LIST, "items": items}
 
@@ -147,7 +151,7 @@ def document() -> dict[str, Any]:
 def _path(operation: _Operation) -> dict[str, Any]:
     content: dict[str, Any] = {operation.media_type: {"schema": operation.answer}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": _EVENT}
     described: dict[str, Any] = {
         "summary": operation.summary,
         "responses": {
