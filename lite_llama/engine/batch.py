@@ -32,12 +32,24 @@ class Inputs(msgspec.Struct, frozen=True, tag="forward"):
         """Sequences with more than one token."""
         return len(self.cu_seqlens_q) - 1
 
+    def tokens_on(self, device: torch.device, unread: Tensor | None) -> Tensor:
+        """`token_ids` as a tensor, int64, with `unread` as in `on`."""
+        tokens = upload(self.token_ids, torch.int64, device)
+        self.put_unread(tokens, unread)
+        return tokens
+
+    def put_unread(self, tokens: Tensor, unread: Tensor | None) -> None:
+        """Write `unread`, if there are such tokens, where they lie among `tokens`."""
+        if unread is not None:
+            rows = upload(self.unread_rows, torch.int64, tokens.device)
+            tokens.index_copy_(0, rows, unread)
+
     def on(self, device: torch.device, unread: Tensor | None) -> ForwardBatch:
         """The same as tensors; `unread` int64 [len(unread_rows)] are the tokens at those rows."""
         width = max(map(len, self.block_table))
         table = [blocks + [0] * (width - len(blocks)) for blocks in self.block_table]
         return ForwardBatch(
-            token_ids=mixed(self.token_ids, self.unread_rows, unread, device),
+            token_ids=self.tokens_on(device, unread),
             positions=upload(self.positions, torch.int64, device),
             slot_mapping=upload(self.slot_mapping, torch.int64, device),
             block_table=upload(table, torch.int32, device),
@@ -90,16 +102,6 @@ def build(planned: list[Scheduled], block_size: int, *, all_logits: bool = False
         if count > 1:
             inputs.cu_seqlens_q.append(inputs.cu_seqlens_q[-1] + count)
     return inputs
-
-
-def mixed(
-    token_ids: list[int], rows: list[int], unread: Tensor | None, device: torch.device
-) -> Tensor:
-    """Token ids on the device, int64, those at `rows` taken from `unread` there."""
-    tokens = upload(token_ids, torch.int64, device)
-    if unread is not None:
-        tokens.index_copy_(0, upload(rows, torch.int64, device), unread)
-    return tokens
 
 
 def slots_of(blocks: list[int], positions: range, block_size: int) -> list[int]:

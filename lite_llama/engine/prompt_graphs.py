@@ -57,9 +57,7 @@ class PromptGraphs:
         if not self._plan.enforce_eager and (size, decodes) not in self._recorded:
             self._recorded[size, decodes] = self._record(size, decodes)
         self._write(inputs, size, decodes)
-        if unread is not None:
-            rows = upload(inputs.unread_rows, torch.int64, self._plan.device)
-            self._tokens.index_copy_(0, rows, unread)
+        inputs.put_unread(self._tokens, unread)
         if self._plan.enforce_eager:
             hidden = self._forward(size, decodes)
         else:

@@ -85,7 +85,7 @@ class Runner:
             inputs = batch.build(planned, self.plan.block_size)
             token_ids = inputs.token_ids
             if unread is not None:
-                token_ids = batch.mixed(token_ids, inputs.unread_rows, unread, self.plan.device)
+                token_ids = inputs.tokens_on(self.plan.device, unread)
         return self.graphs.launch(requests, positions, token_ids, greedy=greedy)
 
     def compute(self, inputs: batch.Inputs, unread: Tensor | None) -> Tensor:
