@@ -6,12 +6,9 @@ minijinja with a bound on steps, in a child process with a bound on memory and t
 """
 
 import json
-import os
-import select
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +21,6 @@ from lite_llama.text.template_worker import compile_template
 
 _SOURCE_LIMIT = 1 << 20
 TIME_LIMIT_S = 2.0
-_READ_BYTES = 64 << 10
 _STOPPED = "the chat template was stopped: over 256 MiB or 2 s, or minijinja broke; send less"
 _OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
@@ -127,56 +123,37 @@ class ChatTemplate:
         """A process that answers lines of its stdin on its stdout; kill it to end it."""
         # -P: the worker's directory is not searched for modules.
         command = [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))]
-        worker = subprocess.Popen(
+        return subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            bufsize=0,
             start_new_session=True,  # Ctrl-C at the terminal is not meant for it
         )
-        assert worker.stdin is not None
-        os.set_blocking(worker.stdin.fileno(), False)
-        return worker
 
     def _ask(self, line: bytes) -> bytes:
+        """The line that answers a question; b"" if there is none within the limit."""
         if self._worker is None or self._worker.poll() is not None:
             self._worker = self.start_worker()
             weakref.finalize(self, _stop, self._worker)
             line = self.opening + line
-        answer = _exchange(self._worker, line)
-        if not answer:
-            _stop(self._worker)
-        return answer
-
-
-def _exchange(worker: subprocess.Popen[bytes], line: bytes) -> bytes:
-    """Write a line and read the one that answers it; b"" if there is none within the limit."""
-    end = time.monotonic() + TIME_LIMIT_S
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    inlet, outlet = worker.stdin.fileno(), worker.stdout.fileno()
-    waiting = select.poll()  # not select(), which knows 1024 descriptors
-    waiting.register(outlet, select.POLLIN)
-    unsent, answer = memoryview(line), b""
-    while not answer.endswith(b"\n"):
-        if unsent:
-            try:
-                unsent = unsent[os.write(inlet, unsent) :]
-            except BlockingIOError:  # more than a pipe holds
-                pass
-            except BrokenPipeError:
-                return b""
-            waiting.register(inlet, select.POLLOUT if unsent else 0)
-        ready = dict(waiting.poll(max(0.0, end - time.monotonic()) * 1e3))
-        if not ready:
-            return b""
-        if outlet in ready:
-            part = os.read(outlet, _READ_BYTES)
-            if not part:
-                return b""
-            answer += part
-    return answer
+        inlet, outlet = self._worker.stdin, self._worker.stdout
+        assert inlet is not None
+        assert outlet is not None
+        timer = threading.Timer(TIME_LIMIT_S, self._worker.kill)
+        timer.start()
+        try:
+            inlet.write(line)
+            inlet.flush()
+            answer = outlet.readline()
+        except BrokenPipeError:
+            answer = b""
+        finally:
+            timer.cancel()
+        if answer.endswith(b"\n"):
+            return answer
+        _stop(self._worker)
+        return b""
 
 
 def _stop(worker: "subprocess.Popen[bytes]") -> None:
