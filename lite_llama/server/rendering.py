@@ -75,31 +75,26 @@ class Renderer:
 class _Worker:
     """A template's process between two pipes."""
 
-    def __init__(
-        self,
-        process: "subprocess.Popen[bytes]",
-        inlet: asyncio.WriteTransport,
-        outlet: asyncio.ReadTransport,
-        lines: asyncio.StreamReader,
-    ) -> None:
-        self._process = process
-        self._inlet = inlet
-        self._outlet = outlet
-        self._lines = lines
-        self._end = weakref.finalize(self, _kill, process)
+    _inlet: asyncio.WriteTransport
+    _outlet: asyncio.ReadTransport
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._process = template.start_worker()
+        self._end = weakref.finalize(self, _kill, self._process)
+        self._lines = asyncio.StreamReader(_MAX_LINE_BYTES)
 
     @classmethod
     async def start(cls, template: ChatTemplate) -> "_Worker":
-        """A new process, ready for questions."""
-        loop = asyncio.get_running_loop()
-        process = template.start_worker()
-        lines = asyncio.StreamReader(_MAX_LINE_BYTES)
-        outlet, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(lines), process.stdout
+        """A new process, ready for questions; OSError if there can be none."""
+        loop, worker = asyncio.get_running_loop(), cls(template)
+        worker._outlet, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(worker._lines), worker._process.stdout
         )
-        inlet, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, process.stdin)
-        inlet.write(template.opening)
-        return cls(process, inlet, outlet, lines)
+        worker._inlet, _ = await loop.connect_write_pipe(
+            asyncio.BaseProtocol, worker._process.stdin
+        )
+        worker.write(template.opening)
+        return worker
 
     @property
     def is_alive(self) -> bool:
