@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.errors import ContextTooLong, RequestError
-from lite_llama.model_text import ModelText, check_messages
+from lite_llama.model_text import ModelText
 from lite_llama.server.async_engine import AsyncEngine, Generation, Job
 from lite_llama.server.config import ServeConfig
 from lite_llama.server.metrics import Metrics
@@ -252,15 +252,15 @@ class Service:
             return self.text.chat_template.question(messages, tools=tools, **options)
 
         def encode() -> list[int]:
-            return self.text.encode_chat(text)
+            try:
+                return self.text.encode_chat(text)
+            except ContextTooLong as error:
+                raise RequestError(str(error), param="messages") from None
 
         try:
-            check_messages(messages)
             question = ask() if _is_short(messages, tools) else await self.in_thread(ask)
             text = await self._renderer.render(question)
             return encode() if len(text) <= _SHORT_BYTES else await self.in_thread(encode)
-        except ContextTooLong as error:
-            raise refused(RequestError(str(error), param="messages")) from None
         except RequestError as error:
             raise refused(error) from None
 

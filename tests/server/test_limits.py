@@ -265,6 +265,16 @@ def test_prompts_at_the_edge_of_the_context(server: LocalServer) -> None:
     assert status(tokens * (limit - 1), 2) == 400
 
 
+def test_what_only_the_template_makes_too_long_is_refused_by_the_messages_name(
+    server: LocalServer,
+) -> None:
+    answer = server.chat("a" * (8 * server.llm.plan.max_model_len - 20))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "messages"
+    assert "bytes, limit 8192" in error["message"]
+
+
 @pytest.mark.parametrize(
     "text", ["a" * 9_000_000, "👩‍👩‍👧‍👦" * 10_000, " " * 1_000_000], ids=["letter", "zwj", "spaces"]
 )
