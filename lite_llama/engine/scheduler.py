@@ -3,22 +3,29 @@
 Every request is treated alike: it has tokens (prompt, then output) of which some are computed. The
 last one may be drawn but not read yet: a step can be planned behind one whose tokens are still on
 the device. A step computes up to a budget of pending tokens: one each for requests that decode, a
-chunk for those whose prompt is longer; while anybody decodes, prompts get a part of the budget, so
-that no stream stands still behind them. Running requests go first, then waiting ones in order of
-arrival. When blocks run out, the newest running request gives its blocks back and waits at the
-front; its tokens are kept and computed again, mostly from the prefix cache.
+chunk for those whose prompt is longer. While anybody decodes, prompts get a part of the budget, as
+large as they need to keep up, so that no stream stands still behind them. Running requests go
+first, then waiting ones in order of arrival. When blocks run out, the newest running request gives
+its blocks back and waits at the front; its tokens are kept and computed again, mostly from the
+prefix cache.
 """
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from lite_llama.cache.block_pool import BlockPool, block_key
 from lite_llama.engine.request import Request
 from lite_llama.errors import RequestError
 
-# Share of a step's tokens that prompts may take beside decoding requests, as a divisor: who decodes
-# waits for all of a step. Smaller shares would cost matrix products of a better shape.
-_PROMPTS_BESIDE_DECODES = 4
+# What prompts may take of a step beside decoding requests, who wait for all of it: so many times
+# the tokens of prompts that have come a step of late, and a part of those that wait (of the first
+# of them), within bounds given as divisors of the budget. See docs/lab/serving.md.
+_PROMPT_ROOM = 1.5
+_AVERAGED_STEPS = 64
+_STEPS_TO_CATCH_UP = 16
+_COUNTED_WAITING = 64
+_LEAST_PROMPTS, _MOST_PROMPTS = 16, 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,8 @@ class Scheduler:
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.num_preemptions = 0
+        self._num_arrived_tokens = 0  # since the last step
+        self._prompt_rate = 0.0  # tokens of new prompts a step, averaged
 
     @property
     def has_requests(self) -> bool:
@@ -56,6 +65,7 @@ class Scheduler:
                 "tokens of KV cache; lower max_tokens or raise num_blocks",
                 param="max_tokens",
             )
+        self._num_arrived_tokens += request.num_pending_tokens
         self.waiting.append(request)
 
     def abort(self, request: Request) -> None:
@@ -79,7 +89,7 @@ class Scheduler:
         going = [request for request in self.running if not request.is_complete]
         prompts = budget
         if any(request.num_pending_tokens == 1 for request in going):
-            prompts = max(1, budget // _PROMPTS_BESIDE_DECODES)
+            prompts = self._room_for_prompts()
         planned: list[Scheduled] = []
         preempted: set[Request] = set()
         for request in going:
@@ -106,8 +116,18 @@ class Scheduler:
             planned += self._admit(min(budget, prompts), self.max_num_seqs - len(going))
         return planned
 
+    def _room_for_prompts(self) -> int:
+        """How many tokens of prompts a step may have beside decoding requests."""
+        first = islice(self.waiting, _COUNTED_WAITING)
+        waiting = sum(request.num_pending_tokens for request in first)
+        room = max(_PROMPT_ROOM * self._prompt_rate, waiting / _STEPS_TO_CATCH_UP)
+        budget = self.max_num_batched_tokens
+        return max(1, int(min(max(room, budget / _LEAST_PROMPTS), budget / _MOST_PROMPTS)))
+
     def advance(self, planned: list[Scheduled]) -> None:
         """Book a step that is launched and drawn; its tokens are not read yet."""
+        self._prompt_rate += (self._num_arrived_tokens - self._prompt_rate) / _AVERAGED_STEPS
+        self._num_arrived_tokens = 0
         for scheduled in planned:
             request = scheduled.request
             if request.finish_reason is None:

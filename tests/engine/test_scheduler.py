@@ -1,5 +1,6 @@
 """The scheduler: who runs, with how many tokens, in which blocks."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ SIZE = 4
 
 
 def scheduler(
-    num_blocks: int = 100, max_num_seqs: int = 8, budget: int = 32, *, caching: bool = True
+    num_blocks: int = 100, max_num_seqs: int = 8, budget: int = 256, *, caching: bool = True
 ) -> Scheduler:
     return Scheduler(BlockPool(num_blocks, SIZE, caching), max_num_seqs, budget)
 
@@ -76,8 +77,8 @@ def test_a_long_prompt_is_computed_in_chunks() -> None:
     assert long.output_token_ids == [1, 1]
 
 
-def test_running_requests_go_first_and_prompts_beside_them_get_a_quarter_of_the_budget() -> None:
-    target = scheduler(budget=32)
+def test_running_requests_go_first_and_prompts_beside_them_get_a_sixteenth_of_the_budget() -> None:
+    target = scheduler(budget=128)
     target.add(request("a", 3))
     step(target)
     target.add(request("b", 20))
@@ -88,12 +89,32 @@ def test_running_requests_go_first_and_prompts_beside_them_get_a_quarter_of_the_
     assert step(target) == [("a", 1), ("b", 1), ("c", 5)]
 
 
+def test_prompts_beside_decodes_get_half_again_of_what_comes_within_bounds() -> None:
+    target = scheduler(num_blocks=10_000, max_num_seqs=2000, budget=512)
+    target.add(request("a", 3, max_tokens=1000))
+    step(target)
+
+    numbers = itertools.count()
+
+    def taken(num_new: int) -> int:
+        """Tokens of prompts in a step, before which so many requests of 40 tokens come."""
+        for number in itertools.islice(numbers, num_new):
+            first = 1000 + 40 * number
+            target.add(request(str(number), list(range(first, first + 40)), max_tokens=1))
+        return sum(count for _, count in step(target)[1:])
+
+    assert [taken(1) for _ in range(3)] == [32, 32, 32]  # a sixteenth
+    assert [taken(1) for _ in range(300)][-100:] == [40] * 100
+    assert [taken(10), *(taken(0) for _ in range(6))] == [59, 67, 66, 65, 64, 63, 16]
+    assert [taken(1000), taken(0), taken(0)] == [160, 256, 256]  # half, in the end
+
+
 def test_requests_that_decode_behind_a_prompt_in_chunks_do_not_wait_for_it() -> None:
-    target = scheduler(budget=8)
-    target.add(request("a", 17))
-    assert step(target) == [("a", 8)]
+    target = scheduler(budget=32)
+    target.add(request("a", 65))
+    assert step(target) == [("a", 32)]
     target.add(request("b", 1))
-    assert step(target) == [("a", 8)]
+    assert step(target) == [("a", 32)]
     assert step(target) == [("a", 1), ("b", 1)]
     target.add(request("c", 3))
     assert step(target) == [("a", 1), ("b", 1), ("c", 2)]
@@ -160,7 +181,7 @@ def test_a_preempted_request_finds_its_own_prefix_again() -> None:
 def test_a_request_that_waits_for_blocks_hashes_its_prefix_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    target = scheduler(num_blocks=16, budget=100)
+    target = scheduler(num_blocks=16, budget=1600)
     prompt = list(range(200, 233))  # 8 full blocks and a token
     target.add(request("a", prompt, max_tokens=1))
     step(target)
@@ -199,7 +220,7 @@ def test_a_shared_prefix_is_computed_once() -> None:
 
 
 def test_the_last_prompt_token_is_always_computed() -> None:
-    target = scheduler()
+    target = scheduler(budget=64)
     prompt = list(range(100, 108))
     target.add(request("a", prompt))
     step(target)
@@ -210,7 +231,7 @@ def test_the_last_prompt_token_is_always_computed() -> None:
 
 
 def test_a_request_for_prompt_logprobs_computes_its_whole_prompt() -> None:
-    target = scheduler(budget=48)
+    target = scheduler(budget=192)
     prompt = list(range(100, 112))
     target.add(request("a", prompt))
     step(target)
@@ -281,7 +302,7 @@ def test_an_abort_between_plan_and_commit_draws_no_token() -> None:
 
 
 def test_a_step_planned_ahead_takes_in_who_waits_for_the_place_of_one_that_ends() -> None:
-    target = scheduler(max_num_seqs=2)
+    target = scheduler(max_num_seqs=2, budget=96)
     for name, max_tokens in (("a", 1), ("b", 5), ("c", 5)):
         target.add(request(name, 6, max_tokens=max_tokens))
     planned = target.plan()
