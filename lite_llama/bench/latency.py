@@ -189,7 +189,7 @@ def take_turns(
     """(seconds to the first token, seconds a step) of each round, by engine."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
     for measure in engines.values():
-        measure(prompts, min(gen_len, 8))  # warm up
+        measure(prompts, gen_len)  # warm up: many prompts take as many steps
     for _ in range(ROUNDS):
         for name, measure in engines.items():
             first, each, _ = measure(prompts, gen_len)
