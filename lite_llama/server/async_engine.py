@@ -7,7 +7,7 @@
     close, deadline -------- Abort -----------> before the next step
 
 Tokens become text where a stream asks for them, all that have come at once. Streams are told of
-their tokens in rounds, and a loop that would spend more than two thirds of its time on that makes
+their tokens in rounds, and a loop that would spend more than a third of its time on that makes
 pauses between them: a stream then finds several tokens, which become one piece of text (see
 `_Rounds`). No turn of the loop does much: a few streams are told, and a few requests begin.
 """
@@ -45,15 +45,15 @@ from lite_llama.text.tokenizer import Tokenizer
 
 # So often is looked whether a step hangs.
 _WATCH_INTERVAL_S = 1.0
-# So many streams are told in a turn of the event loop, which then looks at its sockets: 0.5 ms.
-_GROUP = 16
+# So many streams are told in a turn of the event loop, which then looks at its sockets: 0.2 ms.
+_GROUP = 6
 # The first and the last piece of a stream, with its head or end, cost as much as so many others.
 _URGENT_SHARE = 2
 # So many requests are begun in a turn, each of which takes 0.2 ms.
 _BEGINNERS = 4
-# A pause between two rounds is such a part of the round before it, and at most so long.
-_PAUSE_SHARE = 0.5
-_MAX_PAUSE_S = 0.005
+# A pause between two rounds is so many times the round before it, and at most so long.
+_PAUSE_SHARE = 2.0
+_MAX_PAUSE_S = 0.02
 # After a failed batch, the log names the cause and the clients this.
 _STEP_FAILED = "the engine failed while it worked on this request; try again"
 _DIED = "the engine has stopped; the server is going down"
@@ -165,8 +165,8 @@ class _Rounds:
     """Tells streams that they have tokens, a group a turn of the event loop.
 
     First and last tokens go first. The others go in rounds: a round tells all that have some. It
-    lasts until the last one has written, and the next begins no sooner than half as long after it:
-    so a third of the loop's time is left, whatever the engine's pace, and tokens that come during a
+    lasts until the last one has written, and the next begins no sooner than twice as long after it:
+    so most of the loop's time is left, whatever the engine's pace, and tokens that come during a
     pause are written together.
     """
 

@@ -35,6 +35,9 @@ log = logging.getLogger("lite_llama.server")
 _KEEP_ALIVE_S = 30
 # A thread that tokenizes a prompt gets its turn from a busy loop after so long, not after 5 ms.
 _SWITCH_S = 0.0005
+# Objects between two looks for cycles; with Python's own 700 a busy loop stops for one every few
+# milliseconds.
+_GC_THRESHOLDS = (10_000, 20, 100)
 # After the last answer, so that clients read it before the connections close.
 _CLOSE_S = 2.0
 
@@ -82,6 +85,7 @@ def serve(
         served = start_engine(model, settings, phases.phase, engine_main)
         sys.setswitchinterval(_SWITCH_S)
         gc.freeze()  # what is here now stays; to look through it takes tens of milliseconds
+        gc.set_threshold(*_GC_THRESHOLDS)
         try:
             return uvloop.run(_serve(served, config, tracer, listener, phases))
         finally:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from lite_llama.engine.sampling_params import SamplingParams
@@ -18,7 +19,6 @@ from lite_llama.server.problems import Problem, refused
 from lite_llama.server.protocol import ChatRequest, CompletionRequest, GenerationFields
 from lite_llama.server.rendering import Renderer
 from lite_llama.text.grammar import GrammarSpec
-from lite_llama.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -28,8 +28,10 @@ _MAX_BYTES_PER_TOKEN = 8
 # which a busy loop keeps the GIL.
 _SHORT_BYTES = 2 << 10
 _SHORT_MESSAGES = 32
-# Unless so many requests wait: then one way to a thread is for up to so many of them.
+# Unless so many requests wait to begin, or are open: then one way to a thread is for up to so many
+# of their texts.
 _MIN_BATCH, _MAX_BATCH = 4, 16
+_MANY_REQUESTS = 128
 # Threads for tokenizing, which releases the GIL meanwhile, and for long conversations.
 _NUM_WORKERS = 2
 
@@ -47,8 +49,10 @@ class _Batcher:
     """Tokenizes short texts that come together, in one call beside the event loop. The next call
     takes those that have come during it."""
 
-    def __init__(self, tokenizer: Tokenizer, workers: ThreadPoolExecutor) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, encode_all: Callable[[list[str]], list[list[int]]], workers: ThreadPoolExecutor
+    ) -> None:
+        self._encode_all = encode_all
         self._workers = workers
         self._waiting: deque[tuple[str, asyncio.Future[list[int]]]] = deque()
         self.is_busy = False
@@ -65,9 +69,7 @@ class _Batcher:
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         batch = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
-        done = loop.run_in_executor(
-            self._workers, self._tokenizer.encode_all, [text for text, _ in batch]
-        )
+        done = loop.run_in_executor(self._workers, self._encode_all, [text for text, _ in batch])
         done.add_done_callback(lambda done: self._end(loop, [each for _, each in batch], done))
 
     def _end(
@@ -103,7 +105,9 @@ class Service:
         self.created = int(time.time())
         self.defaults = replace(text.default_sampling_params(), seed=config.seed)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "text")
-        self._batcher = _Batcher(text.tokenizer, self._workers)
+        encode_all = text.tokenizer.encode_all
+        self._prompts = _Batcher(encode_all, self._workers)
+        self._chats = _Batcher(partial(encode_all, add_special_tokens=False), self._workers)
         self._renderer = Renderer(text)
 
     @property
@@ -153,8 +157,8 @@ class Service:
             return [self.encode(each) if isinstance(each, str) else each for each in prompts]
 
         if sum(len(each) for each in prompts if isinstance(each, str)) <= _SHORT_BYTES:
-            if isinstance(prompts[0], str) and len(prompts) == 1 and self._comes_with_others:
-                return [await self._batcher.encode(prompts[0])]
+            if isinstance(prompts[0], str) and len(prompts) == 1 and self._is_crowded:
+                return [await self._prompts.encode(prompts[0])]
             try:
                 return encode()
             except RequestError as error:
@@ -162,9 +166,14 @@ class Service:
         return await self.in_thread(encode)
 
     @property
-    def _comes_with_others(self) -> bool:
-        """Whether so many requests come together that a thread for their texts is worth its way."""
-        return self._batcher.is_busy or self.engine.num_waiting >= _MIN_BATCH
+    def _is_crowded(self) -> bool:
+        """Whether the event loop has so much to do that a thread for texts is worth its way."""
+        return (
+            self._prompts.is_busy
+            or self._chats.is_busy
+            or self.engine.num_waiting >= _MIN_BATCH
+            or self.engine.num_reserved >= _MANY_REQUESTS
+        )
 
     def check_bytes(self, num_bytes: int, param: str) -> None:
         """Refuse a text that cannot fit into the context, before it is tokenized."""
@@ -260,7 +269,12 @@ class Service:
         try:
             question = ask() if _is_short(messages, tools) else await self.in_thread(ask)
             text = await self._renderer.render(question)
-            return encode() if len(text) <= _SHORT_BYTES else await self.in_thread(encode)
+            if len(text) > _SHORT_BYTES:
+                return await self.in_thread(encode)
+            if self._is_crowded:
+                self.check_bytes(len(text.encode()), "messages")
+                return await self._chats.encode(text)
+            return encode()
         except RequestError as error:
             raise refused(error) from None
 

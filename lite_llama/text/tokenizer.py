@@ -191,10 +191,14 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
-    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_all(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
         """`encode` of each text. It runs on all cores, and waits for no other thread meanwhile."""
         try:
-            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=True)
+            encodings = self._backend.encode_batch_fast(
+                texts, add_special_tokens=add_special_tokens
+            )
         except TypeError as error:
             raise RequestError("a text holds a lone surrogate: send valid Unicode") from error
         return [encoding.ids for encoding in encodings]

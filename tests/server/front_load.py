@@ -46,6 +46,7 @@ class _Client:
 class Load:
     """What the clients saw, in seconds, and what the server's HTTP process took."""
 
+    asked: list[tuple[float, int]]  # when, in seconds of perf_counter, and the question's number
     ttft_s: list[float]
     itl_s: list[float]  # between two pieces of text; a piece may have several tokens
     num_tokens: int
@@ -65,13 +66,19 @@ class Load:
         )
 
 
+def question(number: int) -> str:
+    """About 110 tokens, and no others' first ones."""
+    return f"Question {number}: " + "word " * 100
+
+
 def request(port: int, number: int) -> bytes:
     body = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": f"Question {number}: " + "word " * 100}],
+        "messages": [{"role": "user", "content": question(number)}],
         "max_tokens": NUM_TOKENS,
         "temperature": 0,
         "stream": True,
+        "ignore_eos": True,
         "stream_options": {"include_usage": True},
     }
     content = json.dumps(body).encode()
@@ -85,15 +92,17 @@ def request(port: int, number: int) -> bytes:
 def load(server: ServerProcess, num_clients: int, num_requests: int, first: int = 0) -> Load:
     """Keep so many streams open until so many requests are answered."""
     front = psutil.Process(server.process.pid)
-    seen = Load([], [], 0, 0.0, 0.0, [])
+    seen = Load([], [], [], 0, 0.0, 0.0, [])
     ends: list[float] = []
     numbers = itertools.count(first)
     num_seconds, cpu_s = len(server.lags_s()), sum(front.cpu_times()[:2])
     with selectors.DefaultSelector() as selector:
 
         def ask(client: _Client) -> None:
-            client.connection.sendall(request(server.port, next(numbers)))
+            number = next(numbers)
+            client.connection.sendall(request(server.port, number))
             client.asked, client.last, client.tail = time.perf_counter(), 0.0, b""
+            seen.asked.append((client.asked, number))
 
         for _ in range(num_clients):
             client = _Client(socket.create_connection(("127.0.0.1", server.port)))

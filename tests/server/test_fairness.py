@@ -91,7 +91,7 @@ def test_texts_in_a_batch_become_what_they_become_alone(server: LocalServer) -> 
     texts = [f"Text number {number} of several" for number in range(40)]
 
     async def hold() -> list[list[int] | BaseException]:
-        batcher = _Batcher(tokenizer, pool)
+        batcher = _Batcher(tokenizer.encode_all, pool)
         tasks = [asyncio.create_task(batcher.encode(text)) for text in texts]
         await asyncio.sleep(0)
         tasks[3].cancel()

@@ -1,17 +1,13 @@
-"""The rows of the matrix that need a GPU: `make gpu`. Random weights in the shape of a 1B model.
-
-Clients run in processes of their own, so that the server's is as busy as it is in use.
-"""
+"""The rows of the matrix that need a GPU: `make gpu`. Random weights in the shape of a 1B model."""
 
 import asyncio
-import concurrent.futures
 import gc
 import itertools
-import multiprocessing
 import os
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,18 +17,16 @@ from typing import Any
 import pytest
 import torch
 
-from lite_llama.bench.serve.load import Sample, Target, run
-from lite_llama.bench.serve.workloads import Ask
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.llm import LLM
 from lite_llama.server.config import ServeConfig
 from lite_llama.text.grammar import GrammarCompiler, json_schema_spec
+from tests.server import front_load
 from tests.server.preset import EOS
 from tests.server.preset_engine import PresetLLM
 from tests.server.servers import (
-    MODEL,
     LocalServer,
     ServerProcess,
     check_death,
@@ -63,31 +57,44 @@ def steady_rate(times: Sequence[float]) -> float:
     return 2 * quarter / (ordered[3 * quarter] - ordered[quarter])
 
 
-def bare_loop(engine: Engine, prompts: Sequence[list[int]]) -> tuple[list[float], list[float]]:
-    """64 sequences at a time, each followed by the next prompt: token times, and times to first
-    tokens."""
-    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
-    waiting = iter(enumerate(prompts))
-    begun: dict[str, float] = {}
+PARAMS = SamplingParams(temperature=0, max_tokens=front_load.NUM_TOKENS, ignore_eos=True)
+
+
+def prompts(llm: LLM, numbers: Sequence[int]) -> list[list[int]]:
+    """What the model is given of these questions of front_load."""
+    return [llm.text.encode_chat(front_load.question(number)) for number in numbers]
+
+
+def closed_loop(engine: Engine, questions: Sequence[list[int]], num_at_once: int) -> list[float]:
+    """So many sequences at a time, each followed by the next question: token times."""
+    waiting = iter(enumerate(questions))
     times: list[float] = []
-    firsts: list[float] = []
 
-    def add() -> None:
-        for number, prompt in itertools.islice(waiting, 1):
-            begun[str(number)] = time.perf_counter()
-            engine.add(str(number), prompt, params, cache_salt="bare")
+    def add(num_new: int) -> None:
+        for number, question in itertools.islice(waiting, num_new):
+            engine.add(str(number), question, PARAMS, cache_salt="closed loop")
 
-    for _ in range(64):
-        add()
+    add(num_at_once)
     while engine.has_requests:
+        outputs = engine.step()
+        times += [time.perf_counter()] * len(outputs)
+        add(sum(output.finish_reason is not None for output in outputs))
+    return times
+
+
+def ttfts_s(engine: Engine, asked: Sequence[float], questions: Sequence[list[int]]) -> list[float]:
+    """Times to first tokens of questions that come at these moments."""
+    first, begun = asked[0], time.perf_counter()
+    came = {str(number): begun + moment - first for number, moment in enumerate(asked)}
+    waiting = deque(zip(came, questions, strict=True))
+    found: list[float] = []
+    while waiting or engine.has_requests:
+        while waiting and came[waiting[0][0]] <= time.perf_counter():
+            engine.add(*waiting.popleft(), PARAMS, cache_salt="open loop")
         for output in engine.step():
-            now = time.perf_counter()
-            times.append(now)
-            if output.request_id in begun:
-                firsts.append(now - begun.pop(output.request_id))
-            if output.finish_reason is not None:
-                add()
-    return times, firsts
+            if output.request_id in came:
+                found.append(time.perf_counter() - came.pop(output.request_id))
+    return found
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,6 @@ class Alone:
     plain: float  # tokens a second of 32 sequences
     constrained: float  # the same under a schema
     tokens_per_s: float  # of 64 sequences at a time
-    ttft_s: float  # the median
 
 
 @pytest.fixture(scope="module")
@@ -127,43 +133,11 @@ def alone(llm: LLM) -> Alone:
     for _ in range(4):
         for kind, found in rates.items():
             found.append(rate(constrained=kind))
-    prompts = [llm.tokenizer.encode(f"Question {i}: " + "word " * 100) for i in range(NUM_REQUESTS)]
-    bare_loop(llm.engine, prompts[:64])
-    times, firsts = bare_loop(llm.engine, prompts)
+    questions = prompts(llm, range(NUM_REQUESTS))
+    closed_loop(llm.engine, questions, 256)
+    closed_loop(llm.engine, questions[:64], 64)
     medians = [statistics.median(found[1:]) for found in rates.values()]
-    return Alone(*medians, steady_rate(times), statistics.median(firsts))
-
-
-def _load_share(url: str, num_clients: int, num: int, first: int) -> list[Sample]:
-    asks = [Ask(f"Question {first + i}: " + "word " * 100, 64) for i in range(num)]
-    samples, _ = asyncio.run(run(Target(url, MODEL, concurrency=num_clients), asks, lambda _: None))
-    return samples
-
-
-class Clients:
-    """Eight processes that hold closed loops of streams, 64 tokens each."""
-
-    def __init__(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pool = concurrent.futures.ProcessPoolExecutor(8, spawn)
-
-    def load(self, url: str, num_clients: int, num_requests: int) -> list[Sample]:
-        share = num_requests // 8
-        parts = [
-            self.pool.submit(_load_share, url, num_clients // 8, share, number * share)
-            for number in range(8)
-        ]
-        samples = [sample for part in parts for sample in part.result()]
-        errors = [sample.error for sample in samples if sample.error is not None]
-        assert not errors, errors[0]
-        return samples
-
-
-@pytest.fixture(scope="module")
-def clients() -> Iterator[Clients]:
-    made = Clients()
-    yield made
-    made.pool.shutdown()
+    return Alone(*medians, steady_rate(closed_loop(llm.engine, questions, 64)))
 
 
 @contextmanager
@@ -178,19 +152,11 @@ def local_server(llm: LLM) -> Iterator[LocalServer]:
         running.stop()
 
 
-@pytest.fixture(scope="module")
-def warm_llm(llm: LLM, alone: Alone, clients: Clients) -> LLM:
-    """Kernels are compiled and graphs recorded; what the engine does alone is measured by now."""
-    del alone
-    with local_server(llm) as server:
-        clients.load(server.url, 256, NUM_REQUESTS)
-    return llm
-
-
 @pytest.fixture
-def server(warm_llm: LLM) -> Iterator[LocalServer]:
-    """One a test, as some of them may end it, around the engine of this process."""
-    with local_server(warm_llm) as running:
+def server(llm: LLM, alone: Alone) -> Iterator[LocalServer]:
+    """One a test, as some of them may end it, around the engine of this process, which is warm."""
+    del alone
+    with local_server(llm) as running:
         yield running
 
 
@@ -204,16 +170,13 @@ def preset_server_process(folder: Path, *flags: str) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def served(
-    alone: Alone, clients: Clients, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ServerProcess]:
+def served(alone: Alone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Warm, beside the engine of this process, which has been measured and now does nothing."""
     del alone
     folder = tmp_path_factory.mktemp("served")
     with preset_server_process(folder, "--tell-lags") as running:
-        clients.load(running.url, 256, NUM_REQUESTS)
-        clients.load(running.url, 64, NUM_REQUESTS)
-        wait_until(running.is_idle)
+        front_load.load(running, 256, 2 * NUM_REQUESTS, first=100_000)
+        front_load.load(running, 64, NUM_REQUESTS, first=200_000)
         yield running
 
 
@@ -283,34 +246,32 @@ def test_a_schema_costs_few_tokens_a_second(alone: Alone) -> None:
 
 
 def test_the_server_costs_little_over_the_engine(
-    served: ServerProcess, alone: Alone, clients: Clients
+    served: ServerProcess, alone: Alone, llm: LLM
 ) -> None:
-    """64 closed-loop clients: <= 5 % of tokens/s, <= 1.5 ms on the median TTFT."""
-    samples = clients.load(served.url, 64, NUM_REQUESTS)
-    seen = [moment for sample in samples for moment in sample.token_times]
-    num_tokens = sum(sample.num_tokens for sample in samples)  # some add no text of their own
-    rate = steady_rate(seen) * num_tokens / len(seen)
-    loss = 1 - rate / alone.tokens_per_s
-    ttft_s = statistics.median(sample.ttft_s for sample in samples)
-    print(f"overhead: {alone.tokens_per_s:.0f} tokens/s bare, {rate:.0f} served: {loss:.1%} less")
-    print(f"TTFT p50 {alone.ttft_s * 1e3:.1f} ms bare, {ttft_s * 1e3:.1f} ms served")
+    """64 closed-loop clients: <= 5 % of tokens/s, <= 1.5 ms on the median TTFT.
+
+    The engine's TTFT is that of the same questions at the same moments.
+    """
+    seen = front_load.load(served, 64, 4 * NUM_REQUESTS)
+    moments, numbers = zip(*seen.asked, strict=True)
+    bare_ttft_s = statistics.median(ttfts_s(llm.engine, moments, prompts(llm, numbers)))
+    ttft_s = statistics.median(seen.ttft_s)
+    loss = 1 - seen.tokens_per_s / alone.tokens_per_s
+    print(f"overhead: {alone.tokens_per_s:.0f} tokens/s bare; served {seen}: {loss:.1%} less")
+    print(f"TTFT p50 {bare_ttft_s * 1e3:.1f} ms bare, {ttft_s * 1e3:.1f} ms served")
     assert loss <= 0.05
-    assert ttft_s - alone.ttft_s <= 1.5e-3
+    assert ttft_s - bare_ttft_s <= 1.5e-3
 
 
-def test_256_streams_leave_the_loop_quick(served: ServerProcess, clients: Clients) -> None:
+def test_256_streams_leave_the_loop_quick(served: ServerProcess) -> None:
     before = len(served.lags_s())
     wait_until(lambda: len(served.lags_s()) > before)  # the second that was under way
-    before = len(served.lags_s())
-    samples = clients.load(served.url, 256, 8 * NUM_REQUESTS)  # some seconds
-    lags = sorted(lag for second in served.lags_s()[before:] for lag in second)
+    seen = front_load.load(served, 256, 8 * NUM_REQUESTS, first=300_000)  # some seconds
+    gaps, lags = sorted(seen.itl_s), sorted(seen.lags_s)
     assert len(lags) >= 200
-    gaps = sorted(gap for sample in samples for gap in sample.itl_s)
-    lag = lags[int(len(lags) * 0.99)]
-    middle, last = gaps[len(gaps) // 2], gaps[int(len(gaps) * 0.99)]
-    print(f"loop lag p99 {lag * 1e3:.1f} ms; ITL p50 {middle * 1e3:.1f}, p99 {last * 1e3:.1f} ms")
-    assert lag <= 0.02
-    assert last <= 3 * middle
+    print(f"256 streams: {seen}")
+    assert lags[int(len(lags) * 0.99)] <= 0.02
+    assert gaps[int(len(gaps) * 0.99)] <= 3 * gaps[len(gaps) // 2]
 
 
 def test_20_llms_give_back_their_gpu_memory() -> None:
