@@ -4,6 +4,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from lite_llama.engine.request import Request
 from lite_llama.engine.scheduler import Scheduled
 from lite_llama.engine.upload import upload
 from lite_llama.models.inputs import ForwardBatch
@@ -60,16 +61,40 @@ class Inputs(msgspec.Struct, frozen=True, tag="forward"):
         )
 
 
-def order(planned: list[Scheduled]) -> list[Scheduled]:
-    """Single-token shares first: they decode, the rest prefills."""
-    return sorted(planned, key=lambda scheduled: scheduled.num_new_tokens > 1)
+class Rows:
+    """Which row of a step each decoding sequence has: the one it had in the step before.
+
+    The last ones fill the rows of those that have left. So what stays on a device for each row, its
+    blocks above all, stays right, and a step sends what is new.
+    """
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+
+    def order(self, planned: list[Scheduled]) -> list[Scheduled]:
+        """Single-token shares first, each in its row: they decode. The rest prefills."""
+        prompts = [share for share in planned if share.num_new_tokens > 1]
+        left = {share.request: share for share in planned if share.num_new_tokens == 1}
+        found = [left.pop(request, None) for request in self._requests]
+        free = [row for row, share in enumerate(found) if share is None]
+        new = list(left.values())
+        found[len(found) :] = new[len(free) :]
+        for row, share in zip(free, new, strict=False):
+            found[row] = share
+        for row in reversed(free[len(new) :]):
+            last = found.pop()
+            if row < len(found):
+                found[row] = last
+        rows = [share for share in found if share is not None]
+        self._requests = [share.request for share in rows]
+        return rows + prompts
 
 
 def only_decodes(planned: list[Scheduled]) -> bool:
-    """Whether every share is one token whose successor is drawn, and nothing else is asked for."""
-    return all(
-        scheduled.num_new_tokens == 1 and scheduled.draws_token and not wants_prompt_rows(scheduled)
-        for scheduled in planned
+    """Whether every share of an ordered plan is one token whose successor is drawn, and nothing
+    else is asked for."""
+    return planned[-1].num_new_tokens == 1 and all(
+        scheduled.draws_token and not wants_prompt_rows(scheduled) for scheduled in planned
     )
 
 
@@ -79,28 +104,44 @@ def build(planned: list[Scheduled], block_size: int, *, all_logits: bool = False
     Logits are wanted of the last row of each request that draws a token, of every row of a
     request that wants prompt log-probabilities, and with `all_logits` of every row.
     """
-    num_decodes = sum(scheduled.num_new_tokens == 1 for scheduled in planned)
+    singles = [share for share in planned if share.num_new_tokens == 1]
+    decodes = [share.request for share in singles]
+    num_decodes = len(decodes)
+    places = [request.num_computed_tokens for request in decodes]
     inputs = Inputs(
-        [], [], [], [], [num_decodes], [], [], [], num_decodes,
+        # An unread token is all that is pending.
+        token_ids=[
+            0 if request.num_unread_tokens else request.tokens(place, place + 1)[0]
+            for request, place in zip(decodes, places, strict=True)
+        ],
+        positions=places,
+        slot_mapping=[
+            request.blocks[place // block_size] * block_size + place % block_size
+            for request, place in zip(decodes, places, strict=True)
+        ],
+        seq_lens=[place + 1 for place in places],
+        cu_seqlens_q=[num_decodes],
+        block_table=[share.request.blocks for share in planned],
+        logits_rows=[
+            row
+            for row, share in enumerate(singles)
+            if share.draws_token or all_logits or wants_prompt_rows(share)
+        ],
+        unread_rows=[row for row, request in enumerate(decodes) if request.num_unread_tokens],
+        num_decode_seqs=num_decodes,
         max_q_len=max((share.num_new_tokens for share in planned[num_decodes:]), default=0),
-    )  # fmt: skip
-    for scheduled in planned:
+    )
+    for scheduled in planned[num_decodes:]:
         request, count = scheduled.request, scheduled.num_new_tokens
-        start = request.num_computed_tokens
-        first_row, positions = len(inputs.token_ids), range(start, start + count)
+        start, first_row = request.num_computed_tokens, len(inputs.token_ids)
+        positions = range(start, start + count)
         wanted = range(first_row, first_row + count)
         inputs.logits_rows.extend(wanted if all_logits else wanted_rows(scheduled, first_row))
-        if request.num_unread_tokens:  # then it is all that is pending
-            inputs.unread_rows.append(first_row)
-            inputs.token_ids.append(0)
-        else:
-            inputs.token_ids.extend(request.tokens(start, start + count))
+        inputs.token_ids.extend(request.tokens(start, start + count))
         inputs.positions.extend(positions)
         inputs.slot_mapping.extend(slots_of(request.blocks, positions, block_size))
         inputs.seq_lens.append(start + count)
-        inputs.block_table.append(request.blocks)
-        if count > 1:
-            inputs.cu_seqlens_q.append(inputs.cu_seqlens_q[-1] + count)
+        inputs.cu_seqlens_q.append(inputs.cu_seqlens_q[-1] + count)
     return inputs
 
 
@@ -121,7 +162,8 @@ def wants_prompt_rows(scheduled: Scheduled) -> bool:
     """Whether this share computes prompt rows whose log-probabilities were asked for."""
     request = scheduled.request
     return (
-        request.params.prompt_logprobs is not None
+        not request.is_plain
+        and request.params.prompt_logprobs is not None
         and not request.output_token_ids
         and request.num_computed_tokens < len(request.prompt_token_ids)
     )

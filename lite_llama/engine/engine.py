@@ -111,6 +111,7 @@ class Engine:
             plan.max_num_seqs,
             plan.max_num_batched_tokens,
         )
+        self._rows = batch.Rows()
         self._sampler = sampler.Sampler()
         self._live: dict[str, _Live] = {}
         # On a GPU the next step is under way before a step's tokens are read: the host's work, in
@@ -218,7 +219,7 @@ class Engine:
         return torch.cuda.nvtx.range(name) if on_gpu else nullcontext()
 
     def _compute(self) -> _Computed | None:
-        planned = batch.order(self.scheduler.plan())
+        planned = self._rows.order(self.scheduler.plan())
         if not planned:
             return None
         logits = self._take_prompt_logprobs(planned, self.runner.run(planned))
@@ -230,7 +231,7 @@ class Engine:
         It is drawn as well, unless a request's draw hangs on the host having read those tokens.
         None if the host has to read them, or the logits, before it goes on.
         """
-        planned = batch.order(self.scheduler.plan(is_ahead=True))
+        planned = self._rows.order(self.scheduler.plan(is_ahead=True))
         if not planned or any(map(batch.wants_prompt_rows, planned)):
             return None
         drawing, unread = _drawing(planned), step.unread(planned)
@@ -258,7 +259,7 @@ class Engine:
         for request, token in zip(step.drawing, drawn, strict=True):
             if request.finish_reason is None:
                 self.scheduler.settle(request, token)
-                logprobs = step.logprobs.get(request.request_id)
+                logprobs = step.logprobs.get(request.request_id) if step.logprobs else None
                 outputs.append(self._output(request, token, logprobs))
         return outputs
 
@@ -305,7 +306,7 @@ class Engine:
 
     def _take_prompt_logprobs(self, planned: list[Scheduled], logits: Tensor) -> Tensor:
         """Book the rows asked for prompt log-probabilities; return the rows to draw from."""
-        if not any(batch.wants_prompt_rows(scheduled) for scheduled in planned):
+        if not any(map(batch.wants_prompt_rows, planned)):
             return logits
         kept: list[int] = []
         row = 0
@@ -331,24 +332,25 @@ class Engine:
     def _output(
         self, request: Request, token_id: int, logprobs: TokenLogprobs | None
     ) -> StepOutput:
-        live = self._live[request.request_id]
-        first = len(request.output_token_ids) == 1
-        _advance_grammar(request, token_id)
+        prompt_logprobs = None
+        if not request.is_plain:
+            if request.params.prompt_logprobs is not None and len(request.output_token_ids) == 1:
+                prompt_logprobs = self._live[request.request_id].prompt_logprobs
+            _advance_grammar(request, token_id)
         if request.grammar_error is not None:
             self.abort(request.request_id)
             request.finish_reason = "error"
         elif request.finish_reason is not None:
             del self._live[request.request_id]
-        asked = request.params.prompt_logprobs is not None
         return StepOutput(
-            request_id=request.request_id,
-            token_id=token_id,
-            logprobs=logprobs,
-            prompt_logprobs=live.prompt_logprobs if first and asked else None,
-            finish_reason=request.finish_reason,
-            stop_token_id=request.stop_token_id,
-            num_cached_tokens=request.num_cached_tokens,
-            error=request.grammar_error,
+            request.request_id,
+            token_id,
+            logprobs,
+            prompt_logprobs,
+            request.finish_reason,
+            request.stop_token_id,
+            request.num_cached_tokens,
+            request.grammar_error,
         )
 
 
@@ -379,7 +381,7 @@ def _drawing(planned: list[Scheduled]) -> list[Request]:
 def _draws_unread(request: Request) -> bool:
     """Whether the host can launch a draw before it has read the token before."""
     params = request.params
-    return (
+    return request.is_plain or (
         request.grammar is None
         and not params.has_penalties
         and not params.logit_bias  # a greedy draw within a graph would not see it

@@ -53,21 +53,28 @@ class Request:
     stop_token_id: int | None = None
     grammar: Grammar | None = None
     grammar_error: str | None = None  # why its grammar broke; the request ends with this step
+    # Tokens so far: prompt and output, with one that is drawn and not read yet.
+    num_tokens: int = field(init=False)
+    # Its tokens are drawn from the logits as they are, and nothing but them is asked for.
+    is_plain: bool = field(init=False)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens so far: prompt and output, with one that is drawn and not read yet."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_unread_tokens
+    def __post_init__(self) -> None:
+        params = self.params
+        num_known = len(self.prompt_token_ids) + len(self.output_token_ids)
+        self.num_tokens = num_known + self.num_unread_tokens
+        self.is_plain = (
+            self.grammar is None
+            and not params.has_penalties
+            and not params.logit_bias
+            and params.min_tokens == 0
+            and params.logprobs is None
+            and params.prompt_logprobs is None
+        )
 
     @property
     def num_pending_tokens(self) -> int:
         """Tokens whose keys and values are not in the cache yet."""
         return self.num_tokens - self.num_computed_tokens
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether it ends with its last token, whatever that is."""
-        return self.num_tokens >= self.max_total_tokens
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Tokens start..stop, across prompt and output, as far as they are read."""

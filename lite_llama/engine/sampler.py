@@ -53,8 +53,9 @@ class Sampler:
         Order: logit bias and the ban of early stops, penalties, the grammars' `masks` (see
         `ops.apply_masks`), then `ops.sample`. Nothing in here waits for the device.
         """
-        _apply_bias(logits, requests)
-        _apply_penalties(logits, requests)
+        if not all(request.is_plain for request in requests):
+            _apply_bias(logits, requests)
+            _apply_penalties(logits, requests)
         if masks is not None:
             ops.apply_masks(logits, masks)
         if is_greedy(requests):

@@ -11,8 +11,9 @@ prefix cache.
 """
 
 from collections import deque
-from dataclasses import dataclass
 from itertools import islice
+
+import msgspec
 
 from lite_llama.cache.block_pool import BlockPool, block_key
 from lite_llama.engine.request import Request
@@ -28,9 +29,11 @@ _COUNTED_WAITING = 64
 _LEAST_PROMPTS, _MOST_PROMPTS = 16, 2
 
 
-@dataclass(frozen=True)
-class Scheduled:
-    """One request's share of a step: its next `num_new_tokens` pending tokens."""
+class Scheduled(msgspec.Struct, frozen=True):
+    """One request's share of a step: its next `num_new_tokens` pending tokens.
+
+    A Struct because one is made for each token.
+    """
 
     request: Request
     num_new_tokens: int
@@ -86,20 +89,23 @@ class Scheduler:
         is empty if blocks run out. A plan that is not carried out costs nothing.
         """
         budget = self.max_num_batched_tokens
-        going = [request for request in self.running if not request.is_complete]
+        # Once a token of each sequence: calls and properties would be half of the time.
+        going = [one for one in self.running if one.num_tokens < one.max_total_tokens]
         prompts = budget
-        if any(request.num_pending_tokens == 1 for request in going):
+        if any(one.num_tokens - one.num_computed_tokens == 1 for one in going):
             prompts = self._room_for_prompts()
         planned: list[Scheduled] = []
         preempted: set[Request] = set()
+        size = self.pool.block_size
         for request in going:
             if request in preempted:  # the newest are the last
                 break
-            pending = request.num_pending_tokens
-            count = min(pending, budget if pending == 1 else min(budget, prompts))
+            pending = request.num_tokens - request.num_computed_tokens
+            count = min(pending, budget, prompts) if pending > 1 else min(1, budget)
             if count == 0:
                 continue
-            while not self._reserve(request, count):
+            end = request.num_computed_tokens + count
+            while end > len(request.blocks) * size and not self._reserve(request, count):
                 if is_ahead:
                     return []
                 newest = self.running[-1]
@@ -128,26 +134,31 @@ class Scheduler:
         """Book a step that is launched and drawn; its tokens are not read yet."""
         self._prompt_rate += (self._num_arrived_tokens - self._prompt_rate) / _AVERAGED_STEPS
         self._num_arrived_tokens = 0
+        size = self.pool.block_size
         for scheduled in planned:
             request = scheduled.request
             if request.finish_reason is None:
                 request.num_computed_tokens += scheduled.num_new_tokens
-                self._remember_full_blocks(request)
-                request.num_unread_tokens = int(scheduled.draws_token)
+                if request.num_computed_tokens >= (len(request.block_keys) + 1) * size:
+                    self._remember_full_blocks(request)
+                if scheduled.draws_token:
+                    request.num_unread_tokens = 1
+                    request.num_tokens += 1
 
     def settle(self, request: Request, token: int) -> None:
         """Book the token that an advanced step has drawn for a request that goes on."""
         request.num_unread_tokens = 0
-        request.output_token_ids.append(token)
-        num_outputs = len(request.output_token_ids)
-        if token in request.stop_token_ids and num_outputs > request.params.min_tokens:
+        outputs = request.output_token_ids
+        outputs.append(token)
+        if token in request.stop_token_ids and len(outputs) > request.params.min_tokens:
             request.finish_reason = "stop"
             request.stop_token_id = token
-        elif request.is_complete:
+        elif request.num_tokens >= request.max_total_tokens:
             request.finish_reason = "length"
-        if request.finish_reason is not None:
-            self.running.remove(request)
-            self._release(request)
+        else:
+            return
+        self.running.remove(request)
+        self._release(request)
 
     def _admit(self, budget: int, num_places: int) -> list[Scheduled]:
         planned: list[Scheduled] = []
@@ -180,7 +191,7 @@ class Scheduler:
         """Give the request blocks for `count` more tokens; False if there are not enough."""
         total = -(-(request.num_computed_tokens + count) // self.pool.block_size)
         missing = total - len(request.blocks)
-        if missing <= 0:  # most steps of a request that decodes
+        if missing <= 0:
             return True
         if missing > self.pool.num_available:
             return False

@@ -36,7 +36,7 @@ def planned(*sizes: tuple[int, int], seed: int = 0) -> list[Scheduled]:
         request.num_computed_tokens = computed
         request.blocks = [free.pop() for _ in range(-(-(computed + new) // BLOCK_SIZE))]
         found.append(Scheduled(request, new, draws_token=True))
-    return batch.order(found)
+    return batch.Rows().order(found)
 
 
 def fill(decoder: Decoder, cache: KVCache, shares: list[Scheduled]) -> None:

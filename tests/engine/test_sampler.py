@@ -253,6 +253,7 @@ def test_a_sampler_that_keeps_its_rows_draws_what_a_new_one_does(num_unread: int
     other = request(temperature=0.7)
     for one in (*batch, other):
         one.num_unread_tokens = num_unread
+        one.num_tokens += num_unread
     kept = Sampler()
     generator = torch.Generator().manual_seed(5)
     for step in range(12):
@@ -263,3 +264,4 @@ def test_a_sampler_that_keeps_its_rows_draws_what_a_new_one_does(num_unread: int
         assert given.tolist() == Sampler().sample(logits, present).tolist()
         for one, token in zip(present, given.tolist(), strict=True):
             one.output_token_ids.append(token)
+            one.num_tokens += 1

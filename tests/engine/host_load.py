@@ -1,0 +1,103 @@
+"""What the host does for a step, without a GPU: `python -m tests.engine.host_load [NUM_SEQS ...]`.
+
+Scheduler, look-ahead, tables and inputs are real; nothing is computed, and recorded graphs are
+empty. A GPU stands still for what of this is longer than its step.
+"""
+
+import argparse
+import itertools
+import time
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lite_llama.engine import cuda_graphs, prompt_graphs
+from lite_llama.engine.config import EngineConfig, resolve
+from lite_llama.engine.engine import Engine
+from lite_llama.engine.sampling_params import SamplingParams
+from lite_llama.models.loader import random_decoder
+from tests.models.test_decode_chain import BASE
+
+VOCAB, HIDDEN, PROMPT_LEN, NUM_TOKENS = 1024, 64, 112, 64
+PARAMS = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+
+
+class _Nothing:
+    """In place of a recorded graph."""
+
+    def replay(self) -> None:
+        pass
+
+
+class _DecodeGraphs(cuda_graphs.DecodeGraphs):
+    def record(self, size: int, *_: object, greedy: bool = False) -> tuple[_Nothing, Tensor]:  # type: ignore[override]
+        return _Nothing(), torch.zeros(size).long() if greedy else torch.zeros(size, VOCAB)
+
+
+class _PromptGraphs(prompt_graphs.PromptGraphs):
+    def _record(self, size: int, _: int) -> tuple[_Nothing, Tensor]:  # type: ignore[override]
+        return _Nothing(), torch.zeros(size, HIDDEN)
+
+
+def build(max_num_seqs: int) -> Engine:
+    config = replace(BASE, vocab_size=VOCAB, hidden_size=HIDDEN, num_layers=1, max_positions=2048)
+    asked = EngineConfig(
+        device="cpu", max_model_len=2048, max_num_seqs=max_num_seqs, max_num_batched_tokens=2048
+    )
+    plan = resolve(asked, config)
+    decoder = random_decoder(config, plan.precision, device=plan.device, num_positions=2048)
+    engine = Engine(decoder, plan, 32 * max_num_seqs, frozenset())
+    zeros = torch.zeros
+
+    def unpinned(*shape: object, pin_memory: bool = False, **options: object) -> Tensor:
+        del pin_memory
+        return zeros(*shape, **options)  # type: ignore[call-overload, no-any-return]
+
+    torch.zeros, torch.cuda.graph_pool_handle = unpinned, lambda: None  # type: ignore[assignment]
+    parts = decoder, engine.runner.kv_cache, plan
+    engine.runner.graphs = _DecodeGraphs(*parts, choose=lambda *_: None)
+    engine.runner.prompts = _PromptGraphs(*parts)
+    torch.zeros = zeros  # type: ignore[assignment]
+    engine.looks_ahead = True
+    return engine
+
+
+def closed_loop(engine: Engine, num_at_once: int, num_requests: int) -> tuple[float, int, int]:
+    """(seconds, steps, tokens) of so many requests, of which so many are there at a time."""
+    numbers = itertools.count()
+    num_steps = num_tokens = 0
+    begun = time.perf_counter()
+
+    def add(num_new: int) -> None:
+        for number in itertools.islice(numbers, min(num_new, num_requests)):
+            if number < num_requests:
+                prompt = [(number * 131 + at * 7) % VOCAB for at in range(PROMPT_LEN)]
+                engine.add(str(number), prompt, PARAMS, cache_salt=str(begun))
+
+    add(num_at_once)
+    while engine.has_requests:
+        outputs = engine.step()
+        num_steps += 1
+        num_tokens += len(outputs)
+        add(sum(output.finish_reason is not None for output in outputs))
+    return time.perf_counter() - begun, num_steps, num_tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sequences", nargs="*", type=int, default=[1, 8, 64, 256])
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    engine = build(max(given.sequences))
+    for num_at_once in given.sequences:
+        closed_loop(engine, num_at_once, num_at_once)
+        seconds, steps, tokens = closed_loop(engine, num_at_once, 8 * max(num_at_once, 8))
+        print(
+            f"{num_at_once} at a time: {seconds / steps * 1e3:.3f} ms a step of "
+            f"{tokens / steps:.1f} tokens, {tokens / seconds:.0f} tokens/s at most"
+        )
+
+
+if __name__ == "__main__":
+    main()
