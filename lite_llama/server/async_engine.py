@@ -49,8 +49,8 @@ _WATCH_INTERVAL_S = 1.0
 _GROUP = 32
 # The first and the last piece of a stream, with its head or end, cost as much as so many others.
 _URGENT_SHARE = 2
-# So many requests are begun in a turn, each of which takes about as long as a group of streams: in a
-# crowd of both, neither waits for the other.
+# So many requests are begun in a turn, each of which takes about as long as a group of streams: in
+# a crowd of both, neither waits for the other.
 _BEGINNERS = 1
 # A pause between two rounds is so many times the round before it, and at most so long.
 _PAUSE_SHARE = 2.0

@@ -41,8 +41,8 @@ def assert_close_to_reference(
     limit = limits[got.dtype]
     assert error <= limit, f"NMSE {error:.3g}, limit {limit:.3g}"
     if torch_result is not None:
-        # Squared errors: the factor is squared too. Below 6e-13 both are at float32's rounding: 2880
-        # products added one after the other have 4.5e-13 (a CPU's torch adds in another order).
+        # Squared errors: the factor is squared too. Below 6e-13 both are at float32's rounding:
+        # 2880 products added one after the other have 4.5e-13; a CPU's torch adds in another order.
         allowed = max(TIMES_TORCH**2 * nmse(torch_result, want), 6e-13)
         assert error <= allowed, f"NMSE {error:.3g}, 1.5 x torch's error is {allowed:.3g}"
 
