@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,21 @@ with LLM(sys.argv[1], max_model_len=2048) as llm:
 
 def main(preset: str | None = None, log: Path = record.DEFAULT_FOLDER) -> None:
     """Measure, print, append to the log."""
-    if preset is None:
-        lines = [measure(_COMMAND, "Paris") | {"case": find_default_model().stem}]
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            write_checkpoint(preset, Path(folder))
-            lines = measure_first_token(preset, Path(folder))
-    print(*lines, sep="\n")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record.append(record.describe_run(device), lines, log)
+    run = record.describe_run(device)
+    with tempfile.TemporaryDirectory() as folder:
+        for line in _default_model() if preset is None else _preset(preset, Path(folder)):
+            print(line, flush=True)
+            record.append(run, [line], log)
+
+
+def _default_model() -> Iterator[dict[str, Any]]:
+    yield measure(_COMMAND, "Paris") | {"case": find_default_model().stem}
+
+
+def _preset(preset: str, folder: Path) -> Iterator[dict[str, Any]]:
+    write_checkpoint(preset, folder)
+    yield from measure_first_token(preset, folder)
 
 
 def write_checkpoint(preset: str, folder: Path) -> None:
@@ -71,15 +78,16 @@ def write_checkpoint(preset: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(dict(metadata)), encoding="utf-8")
 
 
-def measure_first_token(case: str, checkpoint: Path) -> list[dict[str, Any]]:
+def measure_first_token(case: str, checkpoint: Path) -> Iterator[dict[str, Any]]:
     """Log lines of a first token from this checkpoint: no kernel kept, then all of them."""
     with tempfile.TemporaryDirectory() as kernels:
         command = (
             "env", f"TRITON_CACHE_DIR={kernels}", sys.executable, "-c", _FIRST_TOKEN,
             str(checkpoint),
         )  # fmt: skip
-        cold = measure(command, "token", rounds=1) | {"case": f"{case}, no kernel compiled before"}
-        return [cold, measure(command, "token") | {"case": f"{case}, kernels kept"}]
+        cold = measure(command, "token", rounds=1)
+        yield cold | {"case": f"{case}, no kernel compiled before"}
+        yield measure(command, "token") | {"case": f"{case}, kernels kept"}
 
 
 def measure(command: tuple[str, ...], expected: str, rounds: int = _ROUNDS) -> dict[str, Any]:
