@@ -9,6 +9,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ def main(
         prefix_caching=False,
         tensor_parallel_size=tensor_parallel_size,
     )
+    if compare:  # leave room for the other one, and its cache
+        blocks_per_seq = -(-(prompt_len + gen_len) // settings.block_size)
+        settings = replace(settings, num_blocks=max(batch or [1]) * blocks_per_seq)
     engine = build_engine(settings, model, preset)
     name = preset or (Path(model).name if model else find_default_model().stem)
     if tensor_parallel_size > 1:
