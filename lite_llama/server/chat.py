@@ -4,6 +4,7 @@
 module writes its deltas the way OpenAI's chat API does.
 """
 
+import itertools
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from lite_llama.engine.request import TokenLogprobs
 from lite_llama.errors import RequestError
 from lite_llama.server import logprobs
 from lite_llama.server.async_engine import Generation
-from lite_llama.server.http import data_event, fresh_id
+from lite_llama.server.http import data_event, encode, fresh_id
 from lite_llama.server.problems import Problem, refused
 from lite_llama.server.protocol import (
     MAX_MESSAGES,
@@ -397,16 +398,24 @@ class ChatWriter:
     service: Service
     request: ChatRequest
     model: str
-    id: str = field(default_factory=lambda: f"chatcmpl-{fresh_id()}")
+    id: str = field(init=False)
+    created: int = field(init=False)
+    _prefix: bytes = field(init=False)  # of an event with one choice
+
+    def __post_init__(self) -> None:
+        self.id = f"chatcmpl-{fresh_id()}"
+        self.created = self.service.now()
+        base = self.base("chat.completion.chunk")
+        self._prefix = b'data: %b,"choices":[{"index":' % encode(base)[:-1]
 
     def base(self, kind: Literal["chat.completion", "chat.completion.chunk"]) -> dict[str, Any]:
         """The fields that every object has."""
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.service.now(),
-            "model": self.model,
-        }
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def text_event(self, index: int, text: str) -> bytes:
+        """`chunk` of a text without log-probabilities, in half its time."""
+        written = self._prefix, index, encode(text)
+        return b'%b%d,"delta":{"content":%b},"finish_reason":null}]}\n\n' % written
 
     def chunk(
         self, index: int, delta: dict[str, Any], end: str | None, described: Any = None
@@ -432,11 +441,12 @@ async def stream(writer: ChatWriter, caller: Caller) -> AsyncGenerator[bytes, No
         num_calls = [0] * len(under_way.readers)
         opened: set[int] = set()
         async for delta in under_way.deltas():
+            events = _delta_events(writer, delta, num_calls)
             if delta.index not in opened:
                 opened.add(delta.index)
-                yield writer.chunk(delta.index, {"role": "assistant", "content": ""}, None)
-            for event in _delta_events(writer, delta, num_calls):
-                yield event
+                opening = writer.chunk(delta.index, {"role": "assistant", "content": ""}, None)
+                events = itertools.chain((opening,), events)
+            yield b"".join(events)
         if request.stream_options is not None and request.stream_options.include_usage:
             usage = service.usage([under_way.generation])
             yield data_event(
@@ -447,7 +457,9 @@ async def stream(writer: ChatWriter, caller: Caller) -> AsyncGenerator[bytes, No
 
 def _delta_events(writer: ChatWriter, delta: Delta, num_calls: list[int]) -> Iterable[bytes]:
     fields: dict[str, Any] = {}
-    if delta.content:
+    if delta.content and not delta.reasoning and not writer.request.logprobs:
+        yield writer.text_event(delta.index, delta.content)
+    elif delta.content:
         fields["content"] = delta.content
     if delta.reasoning:
         fields["reasoning_content"] = fields["reasoning"] = delta.reasoning

@@ -93,17 +93,17 @@ class Metrics:
 
 
 class Durations(Collector):
-    """A histogram of seconds that one thread writes, without a lock: one observation a token."""
+    """A histogram of seconds that one thread writes, without a lock."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
         self._name, self._text, self._bounds = name, text, bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum_s = 0.0
 
-    def observe(self, duration_s: float) -> None:
-        """Count one."""
-        self._counts[bisect_left(self._bounds, duration_s)] += 1
-        self._sum_s += duration_s
+    def observe(self, duration_s: float, count: int = 1) -> None:
+        """Count one, or several of the same."""
+        self._counts[bisect_left(self._bounds, duration_s)] += count
+        self._sum_s += duration_s * count
 
     def collect(self) -> Iterable[Metric]:
         """The histogram, as it is now."""

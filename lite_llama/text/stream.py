@@ -31,14 +31,7 @@ class IncrementalDetokenizer:
 
     def push(self, ids: Sequence[int]) -> str:
         """Return the text that `ids` add; bytes of an unfinished character are held back."""
-        tokenizer = self._tokenizer
-        data = b"".join(
-            [
-                tokenizer.token_bytes(index)
-                for index in ids
-                if not (self._skip_special_tokens and tokenizer.is_special(index))
-            ]
-        )
+        data = self._tokenizer.join_bytes(ids, skip_special_tokens=self._skip_special_tokens)
         if self._drops_space and data:
             data = data.removeprefix(b" ")
             self._drops_space = False

@@ -89,7 +89,9 @@ class Tokenizer:
         self._texts: list[str] = [backend.id_to_token(index) or "" for index in range(size)]
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
         self._to_bytes = to_bytes
-        self._bytes: dict[int, bytes] = {}  # of the tokens that were asked for
+        # Of the tokens that were asked for; and the same, but nothing for special ones.
+        self._bytes: dict[int, bytes] = {}
+        self._shown: dict[int, bytes] = {}
         # Added tokens are not spelled in the byte alphabet: DeepSeek's "ö" is the letter.
         self._verbatim_ids = frozenset(added if to_bytes is _byte_level_bytes else ())
         self.vocab_size = size
@@ -205,14 +207,22 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; ids outside the vocabulary stand for nothing."""
-        data = b"".join(
-            self.token_bytes(index)
-            for index in ids
-            if not (skip_special_tokens and index in self._special_ids)
-        )
+        data = self.join_bytes(list(ids), skip_special_tokens=skip_special_tokens)
         if self.drops_leading_space:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", "replace")
+
+    def join_bytes(self, ids: Sequence[int], *, skip_special_tokens: bool) -> bytes:
+        """The bytes that these tokens stand for, one after the other."""
+        known = self._shown if skip_special_tokens else self._bytes
+        try:
+            return b"".join([known[index] for index in ids])
+        except KeyError:
+            for index in ids:
+                if self.token_text(index):
+                    data = self.token_bytes(index)
+                    self._shown[index] = b"" if index in self._special_ids else data
+            return b"".join([known.get(index, b"") for index in ids])
 
     def token_text(self, index: int) -> str:
         """The token as its file spells it ("Ġhello", "▁hello"); "" outside the vocabulary."""

@@ -9,9 +9,10 @@ import pytest
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.server import async_engine
 from lite_llama.server.async_engine import _Rounds, _Turns
+from lite_llama.server.chat import ChatWriter
 from lite_llama.server.completions import CompletionWriter
 from lite_llama.server.http import data_event
-from lite_llama.server.protocol import CompletionRequest, sampling_params
+from lite_llama.server.protocol import ChatRequest, CompletionRequest, sampling_params
 from lite_llama.server.service import _Batcher
 from tests.server.servers import LocalServer
 
@@ -56,9 +57,9 @@ def test_first_and_last_tokens_go_first_and_all_go_in_groups() -> None:
         told: list[str] = []
         rounds = _Rounds(asyncio.get_running_loop())
         for _ in range(100):
-            rounds.add(Stream(told, "token"), is_urgent=False)  # type: ignore[arg-type]
+            rounds.add(Stream(told, "token"))  # type: ignore[arg-type]
         for _ in range(20):
-            rounds.add(Stream(told, "first"), is_urgent=True)  # type: ignore[arg-type]
+            rounds.add_urgent(Stream(told, "first"))  # type: ignore[arg-type]
         rounds.begin()
         sizes = [len(told)]
         while len(told) < 120:
@@ -77,8 +78,8 @@ def test_a_stream_that_is_told_twice_is_told_once() -> None:
         told: list[str] = []
         rounds = _Rounds(asyncio.get_running_loop())
         stream: Any = Stream(told, "both")
-        rounds.add(stream, is_urgent=False)
-        rounds.add(stream, is_urgent=True)
+        rounds.add(stream)
+        rounds.add_urgent(stream)
         rounds.begin()
         await asyncio.sleep(0.02)
         return told
@@ -113,6 +114,8 @@ def test_a_plain_event_is_what_the_encoder_makes(server: LocalServer, text: str)
         choice = {"index": 12, "text": text, "logprobs": None, "finish_reason": end}
         expected = data_event({**writer.base, "choices": [choice]})
         assert writer.plain_event(12, text, end) == expected  # type: ignore[arg-type]
+    chat = ChatWriter(server.service, ChatRequest(messages=[]), 'a "model"')
+    assert chat.text_event(12, text) == chat.chunk(12, {"content": text}, None)
 
 
 def test_settings_that_are_given_again_are_the_same() -> None:
