@@ -24,7 +24,7 @@ from lite_llama.errors import RequestError
 # of them), within bounds given as divisors of the budget. See docs/lab/serving.md.
 _PROMPT_ROOM = 1.5
 _AVERAGED_STEPS = 64
-_STEPS_TO_CATCH_UP = 16
+_STEPS_TO_CATCH_UP = 8
 _COUNTED_WAITING = 64
 _LEAST_PROMPTS, _MOST_PROMPTS = 16, 2
 

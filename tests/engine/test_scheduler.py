@@ -106,7 +106,7 @@ def test_prompts_beside_decodes_get_half_again_of_what_comes_within_bounds() -> 
     assert [taken(1) for _ in range(3)] == [32, 32, 32]  # a sixteenth
     assert [taken(1) for _ in range(300)][-100:] == [40] * 100
     assert [taken(10), *(taken(0) for _ in range(6))] == [59, 67, 66, 65, 64, 63, 16]
-    assert [taken(1000), taken(0), taken(0)] == [160, 256, 256]  # half, in the end
+    assert [taken(1000), taken(0)] == [256, 256]  # half
 
 
 def test_requests_that_decode_behind_a_prompt_in_chunks_do_not_wait_for_it() -> None:
