@@ -47,7 +47,8 @@ def test_10_rounds_of_500_requests_with_disconnects(
 
     monkeypatch.setattr(Engine, "step", checking)
     with LLM(device="cpu", max_model_len=256, max_num_seqs=64, num_blocks=1200) as llm:
-        server = LocalServer(llm, ServeConfig(max_num_queued_reqs=500))
+        limits = ServeConfig(max_num_queued_reqs=500, max_num_queued_tokens=50_000)
+        server = LocalServer(llm, limits)
         for number in range(10):
             codes = asyncio.run(
                 hold_a_round(server.url, number, num=500, within_s=8.0, stream=stream, num_tokens=4)

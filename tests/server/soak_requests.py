@@ -21,7 +21,7 @@ import jsonschema
 import openai
 import pytest
 
-from lite_llama.text.grammar import MAX_CACHED
+from lite_llama.text.grammar import MAX_CACHED, GrammarCompiler
 from tests.server.servers import LocalServer, ServerProcess, server_process, wait_until
 from tests.server.test_chat import ADD, WEATHER, check_call, check_streams, create, rebuilt_calls
 from tests.server.test_limits import check_malformed, check_slow_clients
@@ -254,7 +254,9 @@ def test_hostile_grammars_do_not_slow_another_stream(served: ServerProcess) -> N
     assert hostile < 2 * harmless
 
 
-def test_5_000_unique_schemas(server: LocalServer, tmp_path: Path) -> None:
+def test_5_000_unique_schemas(
+    server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """S3: what is kept is bounded (seen from inside), and in a process of its own memory is flat
     and no file is written."""
     spec = {"type": "json_schema", "json_schema": {"name": "x"}}
@@ -265,13 +267,20 @@ def test_5_000_unique_schemas(server: LocalServer, tmp_path: Path) -> None:
         body = {**HI, "response_format": form, "max_tokens": 1}
         assert client.post(f"{url}/v1/chat/completions", json=body).status_code == 200
 
+    keep, compilers = GrammarCompiler._keep, set()
+
+    def noting(compiler: GrammarCompiler, *arguments: Any) -> None:
+        compilers.add(compiler)
+        keep(compiler, *arguments)
+
+    monkeypatch.setattr(GrammarCompiler, "_keep", noting)
     home = tmp_path / "home"
     home.mkdir()
     environment = {"HOME": str(home), "TMPDIR": str(home), "XDG_CACHE_HOME": str(home)}
     with httpx.Client(timeout=60) as client:
         for number in range(MAX_CACHED + 100):
             ask(server.url, client, number)
-        assert len(server.service.grammars) == MAX_CACHED
+        assert [len(compiler) for compiler in compilers] == [MAX_CACHED]
         with server_process(tmp_path, environment=environment) as alone:
             flat = 0
             before = set(home.rglob("*"))
