@@ -7,6 +7,7 @@ empty. A GPU stands still for what of this is longer than its step.
 import argparse
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -63,25 +64,28 @@ def build(max_num_seqs: int) -> Engine:
     return engine
 
 
-def closed_loop(engine: Engine, num_at_once: int, num_requests: int) -> tuple[float, int, int]:
-    """(seconds, steps, tokens) of so many requests, of which so many are there at a time."""
-    numbers = itertools.count()
-    num_steps = num_tokens = 0
-    begun = time.perf_counter()
+def closed_loop(
+    engine: Engine, prompts: Sequence[list[int]], num_at_once: int, params: SamplingParams
+) -> list[float]:
+    """So many sequences at a time, each followed by the next prompt: when each token came.
+
+    Seconds of perf_counter; tokens of one step have the same. No call finds what another one has
+    left in the prefix cache.
+    """
+    waiting = iter(enumerate(prompts))
+    salt = f"closed loop {time.perf_counter()}"
+    times: list[float] = []
 
     def add(num_new: int) -> None:
-        for number in itertools.islice(numbers, min(num_new, num_requests)):
-            if number < num_requests:
-                prompt = [(number * 131 + at * 7) % VOCAB for at in range(PROMPT_LEN)]
-                engine.add(str(number), prompt, PARAMS, cache_salt=str(begun))
+        for number, prompt in itertools.islice(waiting, num_new):
+            engine.add(str(number), prompt, params, cache_salt=salt)
 
     add(num_at_once)
     while engine.has_requests:
         outputs = engine.step()
-        num_steps += 1
-        num_tokens += len(outputs)
+        times += [time.perf_counter()] * len(outputs)
         add(sum(output.finish_reason is not None for output in outputs))
-    return time.perf_counter() - begun, num_steps, num_tokens
+    return times
 
 
 def main() -> None:
@@ -91,11 +95,17 @@ def main() -> None:
     torch.set_num_threads(1)
     engine = build(max(given.sequences))
     for num_at_once in given.sequences:
-        closed_loop(engine, num_at_once, num_at_once)
-        seconds, steps, tokens = closed_loop(engine, num_at_once, 8 * max(num_at_once, 8))
+        prompts = [
+            [(number * 131 + at * 7) % VOCAB for at in range(PROMPT_LEN)]
+            for number in range(8 * max(num_at_once, 8))
+        ]
+        closed_loop(engine, prompts[:num_at_once], num_at_once, PARAMS)
+        begun = time.perf_counter()
+        times = closed_loop(engine, prompts, num_at_once, PARAMS)
+        seconds, steps = times[-1] - begun, len(set(times))
         print(
             f"{num_at_once} at a time: {seconds / steps * 1e3:.3f} ms a step of "
-            f"{tokens / steps:.1f} tokens, {tokens / seconds:.0f} tokens/s at most"
+            f"{len(times) / steps:.1f} tokens, {len(times) / seconds:.0f} tokens/s at most"
         )
 
 

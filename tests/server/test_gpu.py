@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import itertools
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.llm import LLM
 from lite_llama.server.config import ServeConfig
 from lite_llama.text.grammar import GrammarCompiler, json_schema_spec
+from tests.engine.host_load import closed_loop
 from tests.server import front_load
 from tests.server.preset import EOS
 from tests.server.preset_engine import PresetLLM
@@ -63,23 +63,6 @@ PARAMS = SamplingParams(temperature=0, max_tokens=front_load.NUM_TOKENS, ignore_
 def prompts(llm: LLM, numbers: Sequence[int]) -> list[list[int]]:
     """What the model is given of these questions of front_load."""
     return [llm.text.encode_chat(front_load.question(number)) for number in numbers]
-
-
-def closed_loop(engine: Engine, questions: Sequence[list[int]], num_at_once: int) -> list[float]:
-    """So many sequences at a time, each followed by the next question: token times."""
-    waiting = iter(enumerate(questions))
-    times: list[float] = []
-
-    def add(num_new: int) -> None:
-        for number, question in itertools.islice(waiting, num_new):
-            engine.add(str(number), question, PARAMS, cache_salt="closed loop")
-
-    add(num_at_once)
-    while engine.has_requests:
-        outputs = engine.step()
-        times += [time.perf_counter()] * len(outputs)
-        add(sum(output.finish_reason is not None for output in outputs))
-    return times
 
 
 def ttfts_s(engine: Engine, asked: Sequence[float], questions: Sequence[list[int]]) -> list[float]:
@@ -134,10 +117,10 @@ def alone(llm: LLM) -> Alone:
         for kind, found in rates.items():
             found.append(rate(constrained=kind))
     questions = prompts(llm, range(NUM_REQUESTS))
-    closed_loop(llm.engine, questions, 256)
-    closed_loop(llm.engine, questions[:64], 64)
+    closed_loop(llm.engine, questions, 256, PARAMS)
+    closed_loop(llm.engine, questions[:64], 64, PARAMS)
     medians = [statistics.median(found[1:]) for found in rates.values()]
-    return Alone(*medians, steady_rate(closed_loop(llm.engine, questions, 64)))
+    return Alone(*medians, steady_rate(closed_loop(llm.engine, questions, 64, PARAMS)))
 
 
 @contextmanager
