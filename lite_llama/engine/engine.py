@@ -259,7 +259,7 @@ class Engine:
         for request, token in zip(step.drawing, drawn, strict=True):
             if request.finish_reason is None:
                 self.scheduler.settle(request, token)
-                logprobs = step.logprobs.get(request.request_id) if step.logprobs else None
+                logprobs = step.logprobs.get(request.request_id)
                 outputs.append(self._output(request, token, logprobs))
         return outputs
 
@@ -380,11 +380,4 @@ def _drawing(planned: list[Scheduled]) -> list[Request]:
 
 def _draws_unread(request: Request) -> bool:
     """Whether the host can launch a draw before it has read the token before."""
-    params = request.params
-    return request.is_plain or (
-        request.grammar is None
-        and not params.has_penalties
-        and not params.logit_bias  # a greedy draw within a graph would not see it
-        and params.logprobs is None
-        and len(request.output_token_ids) >= params.min_tokens
-    )
+    return not request.needs_host and len(request.output_token_ids) >= request.params.min_tokens

@@ -55,6 +55,8 @@ class Request:
     grammar_error: str | None = None  # why its grammar broke; the request ends with this step
     # Tokens so far: prompt and output, with one that is drawn and not read yet.
     num_tokens: int = field(init=False)
+    # The host has its part in a draw: before it, for which it reads the token before, or behind it.
+    needs_host: bool = field(init=False)
     # Its tokens are drawn from the logits as they are, and nothing but them is asked for.
     is_plain: bool = field(init=False)
 
@@ -62,13 +64,14 @@ class Request:
         params = self.params
         num_known = len(self.prompt_token_ids) + len(self.output_token_ids)
         self.num_tokens = num_known + self.num_unread_tokens
+        self.needs_host = (
+            self.grammar is not None
+            or params.has_penalties
+            or bool(params.logit_bias)  # a greedy draw within a graph would not see it
+            or params.logprobs is not None
+        )
         self.is_plain = (
-            self.grammar is None
-            and not params.has_penalties
-            and not params.logit_bias
-            and params.min_tokens == 0
-            and params.logprobs is None
-            and params.prompt_logprobs is None
+            not self.needs_host and params.min_tokens == 0 and params.prompt_logprobs is None
         )
 
     @property

@@ -188,11 +188,10 @@ class Scheduler:
         return planned
 
     def _reserve(self, request: Request, count: int) -> bool:
-        """Give the request blocks for `count` more tokens; False if there are not enough."""
+        """Give the request the blocks it lacks for `count` more tokens; False if there are not
+        enough."""
         total = -(-(request.num_computed_tokens + count) // self.pool.block_size)
         missing = total - len(request.blocks)
-        if missing <= 0:
-            return True
         if missing > self.pool.num_available:
             return False
         request.blocks += self.pool.allocate(missing)
