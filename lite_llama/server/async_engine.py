@@ -549,45 +549,41 @@ class AsyncEngine:
             if (sequence := live.get(request_id)) is not None:
                 waited = step.begun - sequence.generation.job.arrived
                 self._metrics.queue_time.observe(max(0.0, waited))
-        ended, last_ended = step.ended, self._last_ended
-        num_in_time = 0  # tokens of sequences that had one in the step before
+        num_in_time = 0
         for output in step.outputs:
             sequence = live.get(output.request_id)
-            if sequence is None:  # aborted, and the engine had not heard of it
-                continue
-            if sequence.last_token_at == last_ended and output.finish_reason is None:
-                # Nearly all of them: the same as below, in less time.
-                num_in_time += 1
-                sequence.arrived.append(output)
-                sequence.last_token_at = ended
-                if not sequence.generation.is_patient:
-                    self._rounds.add(sequence.generation)
-            else:
-                self._take_output(sequence, output, ended)
-        self._metrics.inter_token.observe(ended - last_ended, num_in_time)
-        self._last_ended = ended
+            if sequence is not None:  # else aborted, and the engine had not heard of it
+                num_in_time += self._take_output(sequence, output, step.ended)
+        self._metrics.inter_token.observe(step.ended - self._last_ended, num_in_time)
+        self._last_ended = step.ended
         self._rounds.begin()
         if step.outputs:
             self._metrics.generated.inc(len(step.outputs))
 
-    def _take_output(self, sequence: _Sequence, output: StepOutput, at: float) -> None:
+    def _take_output(self, sequence: _Sequence, output: StepOutput, at: float) -> bool:
+        """Book a token; whether its sequence had one in the step before, as nearly all of them.
+
+        Their times between two tokens are the same, and left to be counted together.
+        """
         generation = sequence.generation
         if output.error is not None:
             self._end(generation, Problem(500, "the grammar of this request failed"))
-            return
+            return False
         sequence.arrived.append(output)
-        is_first, is_last = sequence.last_token_at is None, output.finish_reason is not None
+        last_at = sequence.last_token_at
+        is_first, is_last = last_at is None, output.finish_reason is not None
         if is_last:
             del self._live[output.request_id]
-        if sequence.last_token_at is None:
+        if last_at is None:
             self._note_start(generation, at)
-        else:
-            self._metrics.inter_token.observe(at - sequence.last_token_at)
+        elif last_at != self._last_ended:
+            self._metrics.inter_token.observe(at - last_at)
         sequence.last_token_at = at
         if is_last or (is_first and not generation.is_patient):
             self._rounds.add_urgent(generation)
         elif not generation.is_patient:
             self._rounds.add(generation)
+        return last_at == self._last_ended
 
     def _note_start(self, generation: Generation, at: float) -> None:
         """A sequence has its first token."""

@@ -16,7 +16,7 @@ from lite_llama.engine.request import TokenLogprobs
 from lite_llama.errors import RequestError
 from lite_llama.server import logprobs
 from lite_llama.server.async_engine import Generation
-from lite_llama.server.http import data_event, encode, fresh_id
+from lite_llama.server.http import choice_prefix, data_event, encode, fresh_id
 from lite_llama.server.problems import Problem, refused
 from lite_llama.server.protocol import (
     MAX_MESSAGES,
@@ -398,15 +398,13 @@ class ChatWriter:
     service: Service
     request: ChatRequest
     model: str
-    id: str = field(init=False)
+    id: str = field(default_factory=lambda: f"chatcmpl-{fresh_id()}")
     created: int = field(init=False)
     _prefix: bytes = field(init=False)  # of an event with one choice
 
     def __post_init__(self) -> None:
-        self.id = f"chatcmpl-{fresh_id()}"
         self.created = self.service.now()
-        base = self.base("chat.completion.chunk")
-        self._prefix = b'data: %b,"choices":[{"index":' % encode(base)[:-1]
+        self._prefix = choice_prefix(self.base("chat.completion.chunk"))
 
     def base(self, kind: Literal["chat.completion", "chat.completion.chunk"]) -> dict[str, Any]:
         """The fields that every object has."""

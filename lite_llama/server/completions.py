@@ -11,7 +11,7 @@ from lite_llama.engine.request import FinishReason, TokenLogprobs
 from lite_llama.server import logprobs
 from lite_llama.server.async_engine import Generation
 from lite_llama.server.chat import format_spec
-from lite_llama.server.http import data_event, encode, fresh_id
+from lite_llama.server.http import choice_prefix, data_event, encode, fresh_id
 from lite_llama.server.problems import Problem
 from lite_llama.server.protocol import MAX_PROMPTS, CompletionRequest, sampling_params
 from lite_llama.server.service import Caller, Service
@@ -36,7 +36,7 @@ class CompletionWriter:
             "created": self.service.now(),
             "model": self.model,
         }
-        self._prefix = b'data: %b,"choices":[{"index":' % encode(self.base)[:-1]
+        self._prefix = choice_prefix(self.base)
 
     def plain_event(self, index: int, text: str, end: FinishReason | None) -> bytes:
         """An event without log-probabilities: `data_event`, in half its time."""

@@ -40,6 +40,11 @@ def data_event(content: Any) -> bytes:
     return b"data: " + encode(content) + b"\n\n"
 
 
+def choice_prefix(base: dict[str, Any]) -> bytes:
+    """How an event with these fields and one choice begins, up to the choice's index."""
+    return b'data: %b,"choices":[{"index":' % encode(base)[:-1]
+
+
 def named_event(name: str, content: Any) -> bytes:
     """One server-sent event with a name."""
     return b"event: %s\n" % name.encode() + data_event(content)
