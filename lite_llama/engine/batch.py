@@ -1,5 +1,7 @@
 """From the scheduler's plan to the tensors of a forward pass."""
 
+from collections.abc import Iterable
+
 import msgspec
 import torch
 from torch import Tensor
@@ -115,10 +117,7 @@ def build(planned: list[Scheduled], block_size: int, *, all_logits: bool = False
             for request, place in zip(decodes, places, strict=True)
         ],
         positions=places,
-        slot_mapping=[
-            request.blocks[place // block_size] * block_size + place % block_size
-            for request, place in zip(decodes, places, strict=True)
-        ],
+        slot_mapping=slots_at([one.blocks for one in decodes], places, block_size),
         seq_lens=[place + 1 for place in places],
         cu_seqlens_q=[num_decodes],
         block_table=[share.request.blocks for share in planned],
@@ -143,6 +142,14 @@ def build(planned: list[Scheduled], block_size: int, *, all_logits: bool = False
         inputs.seq_lens.append(start + count)
         inputs.cu_seqlens_q.append(inputs.cu_seqlens_q[-1] + count)
     return inputs
+
+
+def slots_at(tables: Iterable[list[int]], positions: Iterable[int], block_size: int) -> list[int]:
+    """Cache slots of one position of each sequence, from the sequences' blocks."""
+    return [
+        blocks[place // block_size] * block_size + place % block_size
+        for blocks, place in zip(tables, positions, strict=True)
+    ]
 
 
 def slots_of(blocks: list[int], positions: range, block_size: int) -> list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lite_llama import ops
 from lite_llama.cache.kv_cache import KVCache
+from lite_llama.engine.batch import slots_at
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.device_table import DeviceTable
 from lite_llama.engine.messages import Decode, OwnsBlocks, Row
@@ -104,12 +105,8 @@ class DecodeGraphs:
     def _write_fields(
         self, requests: Sequence[OwnsBlocks], positions: list[int], size: int
     ) -> None:
-        block_size = self._plan.block_size
         padding = size - len(requests)
-        slots = [
-            request.blocks[position // block_size] * block_size + position % block_size
-            for request, position in zip(requests, positions, strict=True)
-        ]
+        slots = slots_at([one.blocks for one in requests], positions, self._plan.block_size)
         staging = self._staging[self._turn]
         self._turn = 1 - self._turn
         rows = [
