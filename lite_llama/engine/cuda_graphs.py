@@ -78,11 +78,12 @@ class DecodeGraphs:
         *,
         greedy: bool = False,
     ) -> Tensor:
-        """Compute one token of each request: logits float32 [n, vocab], or the likeliest int64 [n].
+        """Compute one token of each of n requests: logits float32 [size >= n, vocab], whose rows
+        from n on are padding, or the likeliest int64 [n].
 
         `token_ids` and `positions` of those tokens. Ids may still be on the device, int64 [n]:
         drawn by a step that the host has not read. The result is overwritten by the next launch
-        of the same size.
+        of the same size, and always lies in the same place.
         """
         count = len(requests)
         size = next(size for size in self._sizes if size >= count)
@@ -98,9 +99,8 @@ class DecodeGraphs:
             self.fields[0, :count].copy_(token_ids)
         graph, result = self._recorded[size, greedy]
         graph.replay()
-        result = result[:count]
-        self._drawn = result if greedy else None
-        return result
+        self._drawn = result[:count] if greedy else None
+        return result if self._drawn is None else self._drawn
 
     def _write_fields(
         self, requests: Sequence[OwnsBlocks], positions: list[int], size: int

@@ -11,6 +11,7 @@ from torch import Tensor
 from lite_llama.cache.block_pool import BlockPool
 from lite_llama.engine import batch, sampler
 from lite_llama.engine.config import EnginePlan
+from lite_llama.engine.recording import recorder
 from lite_llama.engine.request import Grammar, Request, StepOutput, TokenLogprobs
 from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampling_params import SamplingParams
@@ -43,7 +44,7 @@ class _ReadBack:
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
         else:
-            self._host = tokens
+            self._host = tokens.clone()  # the next draw may overwrite them
 
     def has_come(self) -> bool:
         """Whether `wait` would return at once."""
@@ -59,11 +60,15 @@ class _ReadBack:
 
 @dataclass(frozen=True)
 class _Computed:
-    """A step whose logits are under way: its shares, and a row for each request that draws."""
+    """A step whose logits are under way: its shares, and a row for each request that draws.
+
+    With `is_replayed`, they lie where every step of this size has them, and padding follows.
+    """
 
     planned: list[Scheduled]
     drawing: list[Request]
     logits: Tensor
+    is_replayed: bool
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,12 @@ class Engine:
             plan.max_num_batched_tokens,
         )
         self._rows = batch.Rows()
-        self._sampler = sampler.Sampler()
+        self._sampler = sampler.Sampler(
+            plan.max_num_seqs,
+            self.model.vocab_size,
+            plan.device,
+            None if self.runner.graphs is None else recorder(plan),
+        )
         self._live: dict[str, _Live] = {}
         # On a GPU the next step is under way before a step's tokens are read: the host's work, in
         # here and in the caller, is done in its shadow. A CPU would only keep the tokens back.
@@ -222,8 +232,11 @@ class Engine:
         planned = self._rows.order(self.scheduler.plan())
         if not planned:
             return None
+        if self.runner.replays(planned):
+            logits = self.runner.replay(planned)
+            return _Computed(planned, _drawing(planned), logits, is_replayed=True)
         logits = self._take_prompt_logprobs(planned, self.runner.run(planned))
-        return _Computed(planned, _drawing(planned), logits)
+        return _Computed(planned, _drawing(planned), logits, is_replayed=False)
 
     def _compute_ahead(self, step: _Drawn) -> _Computed | _Drawn | None:
         """The step behind `step`, whose tokens are on the device.
@@ -235,19 +248,20 @@ class Engine:
         if not planned or any(map(batch.wants_prompt_rows, planned)):
             return None
         drawing, unread = _drawing(planned), step.unread(planned)
-        is_free = all(map(_draws_unread, drawing))
+        is_free, is_replayed = all(map(_draws_unread, drawing)), self.runner.replays(planned)
         with torch.inference_mode():
-            if is_free and sampler.is_greedy(drawing) and self.runner.replays(planned):
-                tokens = self.runner.draw(planned, unread)
+            if is_free and is_replayed and sampler.is_greedy(drawing):
+                tokens = self.runner.replay(planned, unread, greedy=True)
             else:
-                logits = self.runner.run(planned, unread)
+                compute = self.runner.replay if is_replayed else self.runner.run
+                logits = compute(planned, unread)
                 if not is_free:
-                    return _Computed(planned, drawing, logits)
-                tokens = self._sampler.sample(logits, drawing)
+                    return _Computed(planned, drawing, logits, is_replayed)
+                tokens = self._sampler.sample(logits, drawing, in_place=is_replayed)
         return _Drawn(planned, drawing, _ReadBack(tokens), {})
 
     def _draw(self, step: _Computed) -> _Drawn:
-        tokens, logprobs = self._sampler.draw(step.logits, step.drawing)
+        tokens, logprobs = self._sampler.draw(step.logits, step.drawing, in_place=step.is_replayed)
         return _Drawn(step.planned, step.drawing, _ReadBack(tokens), logprobs)
 
     def _finish(self, step: _Drawn) -> list[StepOutput]:

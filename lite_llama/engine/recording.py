@@ -1,7 +1,7 @@
 """Launches recorded as a CUDA graph."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -27,6 +27,11 @@ def record(step: Callable[[], Tensor], pool: Any, plan: EnginePlan) -> Recorded:
     with torch.cuda.graph(graph, pool=pool, capture_error_mode=mode):
         result = step()
     return graph, result
+
+
+def recorder(plan: EnginePlan) -> Callable[[Callable[[], Tensor]], Recorded]:
+    """`record` into a pool of its own."""
+    return partial(record, pool=torch.cuda.graph_pool_handle(), plan=plan)
 
 
 @cache

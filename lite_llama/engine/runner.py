@@ -53,8 +53,6 @@ class Runner:
         `unread` int64: the last token of each request in the plan of which only the device knows
         it, in order.
         """
-        if not all_logits and self.replays(planned):
-            return self._replay(planned, unread, greedy=False)
         inputs = batch.build(planned, self.plan.block_size, all_logits=all_logits)
         if self._workers is None:
             return self.compute(inputs, unread)
@@ -69,11 +67,10 @@ class Runner:
         return self.graphs is not None and batch.only_decodes(planned)
 
     @torch.inference_mode()
-    def draw(self, planned: list[Scheduled], unread: Tensor | None) -> Tensor:
-        """The likeliest next token of each request, int64, of a plan that is replayed."""
-        return self._replay(planned, unread, greedy=True)
-
-    def _replay(self, planned: list[Scheduled], unread: Tensor | None, *, greedy: bool) -> Tensor:
+    def replay(
+        self, planned: list[Scheduled], unread: Tensor | None = None, *, greedy: bool = False
+    ) -> Tensor:
+        """`run` by a recorded step, which `replays` such a plan: see `DecodeGraphs.launch`."""
         if self.graphs is None:
             raise AssertionError("there are no graphs to replay")
         requests = [scheduled.request for scheduled in planned]

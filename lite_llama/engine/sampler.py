@@ -1,39 +1,63 @@
 """From the logits of a step to the next token of each request."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lite_llama import ops
+from lite_llama.engine.recording import Recorded
 from lite_llama.engine.request import Request, TokenLogprob, TokenLogprobs
 from lite_llama.engine.upload import upload
 
 _NEVER = float("-inf")
 
 
-class Sampler:
-    """Draws the tokens of one engine; what stays between its steps stays on the device."""
+class _Kind(NamedTuple):
+    """What the launches of a draw hang on."""
 
-    def __init__(self) -> None:
-        # Whom the rows are of; each of them draws a token a call for as long as they stay together.
-        self._requests: list[Request] = []
-        self._rows: ops.SamplingRows | None = None
-        self._words: Tensor | None = None  # masks on the host, pinned for a GPU
+    is_masked: bool
+    is_greedy: bool
+    any_top_k: bool
+    any_top_p: bool
+
+
+class Sampler:
+    """Draws the tokens of one engine, at most `num_rows` a call.
+
+    What stays between its steps stays on the device. `record` makes a graph of launches: draws
+    from logits that always lie in the same place are then one launch each.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        record: Callable[[Callable[[], Tensor]], Recorded] | None = None,
+    ) -> None:
+        self._rows = _Rows(num_rows, device)
+        # Allowed tokens, a bit each, on their way from the host to the device.
+        shape = (num_rows, -(-vocab_size // 32))
+        on_gpu = device.type == "cuda"
+        self._words = torch.full(shape, -1, dtype=torch.int32, pin_memory=on_gpu)
+        self._masks = torch.full(shape, -1, dtype=torch.int32, device=device)
+        self._record = record
+        self._recorded: dict[tuple[int, _Kind], Recorded] = {}
 
     @torch.inference_mode()
     def draw(
-        self, logits: Tensor, requests: Sequence[Request]
+        self, logits: Tensor, requests: Sequence[Request], *, in_place: bool = False
     ) -> tuple[Tensor, dict[str, TokenLogprobs]]:
         """Tokens int64 [num_requests] and, where asked, log-probabilities by request id.
 
-        logits float32 [num_requests, vocab] (changed). A grammar that breaks is noted in its
-        request.
+        Logits and `in_place` as in `sample`. A grammar that breaks is noted in its request.
         """
-        masks = self._grammar_masks(requests, logits)  # while a GPU still works on the logits
+        is_masked = self._fill_masks(requests)  # while a GPU still works on the logits
         asking = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
         plain = logits[asking] if asking else logits  # a copy: sampling changes the logits
-        drawn = self.sample(logits, requests, masks=masks)
+        drawn = self.sample(logits, requests, is_masked=is_masked, in_place=in_place)
         if not asking:
             return drawn, {}
         num_top = [requests[i].params.logprobs or 0 for i in asking]
@@ -46,54 +70,126 @@ class Sampler:
         logits: Tensor,
         requests: Sequence[Request],
         *,
-        masks: Tensor | None = None,
+        is_masked: bool = False,
+        in_place: bool = False,
     ) -> Tensor:
-        """Draw one token a row: logits float32 [num_rows, vocab] (changed) -> int64 [num_rows].
+        """Draw one token a request: logits float32 [num_rows, vocab] -> int64 [num_requests].
 
-        Order: logit bias and the ban of early stops, penalties, the grammars' `masks` (see
-        `ops.apply_masks`), then `ops.sample`. Nothing in here waits for the device.
+        Order: logit bias and the ban of early stops, penalties, the grammars' masks if the draw
+        `is_masked`, then `ops.sample`. The logits are changed. Rows behind those of the requests
+        are padding; `in_place` logits of so many rows have the same address in each call, and the
+        next draw from them overwrites the tokens. Nothing in here waits for the device.
         """
+        num_rows = len(requests)
+        own = logits[:num_rows]
         if not all(request.is_plain for request in requests):
-            _apply_bias(logits, requests)
-            _apply_penalties(logits, requests)
-        if masks is not None:
-            ops.apply_masks(logits, masks)
-        if is_greedy(requests):
+            _apply_bias(own, requests)
+            _apply_penalties(own, requests)
+        params = [request.params for request in requests]
+        kind = _Kind(
+            is_masked=is_masked,
+            is_greedy=is_greedy(requests),
+            any_top_k=any(one.top_k > 0 for one in params),
+            any_top_p=any(one.top_p < 1 for one in params),
+        )
+        recorded = self._recording(logits, kind) if in_place else None
+        if not kind.is_greedy:
+            self._rows.hold(requests)
+        if is_masked:
+            self._masks[:num_rows].copy_(self._words[:num_rows], non_blocking=True)
+        if recorded is None:
+            return self._launch(own, kind)
+        graph, tokens = recorded
+        graph.replay()
+        return tokens[:num_rows]
+
+    def _recording(self, logits: Tensor, kind: _Kind) -> Recorded | None:
+        if self._record is None:
+            return None
+        key = (len(logits), kind)
+        if key not in self._recorded:
+            self._masks.fill_(-1)  # a recording runs the launches once, and the logits are needed
+            self._recorded[key] = self._record(lambda: self._launch(logits, kind))
+            self._rows.forget()
+        return self._recorded[key]
+
+    def _launch(self, logits: Tensor, kind: _Kind) -> Tensor:
+        if kind.is_masked:
+            ops.apply_masks(logits, self._masks[: len(logits)])
+        if kind.is_greedy:
             return ops.argmax(logits)[1]
-        return ops.sample(logits, self._next_rows(requests, logits.device))
+        tokens = ops.sample(logits, self._rows.first(len(logits), kind))
+        self._rows.positions.add_(1)
+        return tokens
 
-    def _next_rows(self, requests: Sequence[Request], device: torch.device) -> ops.SamplingRows:
-        """The settings of these requests; of those of the call before, one position on."""
-        if self._rows is not None and self._requests == list(requests):
-            self._rows.positions.add_(1)
-        else:
-            self._rows = _rows(requests, device)
-            self._requests = list(requests)
-        return self._rows
-
-    def _grammar_masks(self, requests: Sequence[Request], logits: Tensor) -> Tensor | None:
-        """The tokens allowed in each row, int32 [num_rows, ceil(vocab / 32)], if any has a
-        grammar."""
+    def _fill_masks(self, requests: Sequence[Request]) -> bool:
+        """Write the tokens allowed in each row into `_words`; whether any request has a grammar."""
         grammars = {
             row: request.grammar
             for row, request in enumerate(requests)
             if request.grammar is not None and request.finish_reason is None
         }
         if not grammars:
-            return None
+            return False
         # Read by a copy that is done: the tokens it led to have been read before these are asked.
-        num_words = -(-logits.shape[1] // 32)
-        if self._words is None or len(self._words) < len(requests):
-            shape = (len(requests), num_words)
-            self._words = torch.empty(shape, dtype=torch.int32, pin_memory=logits.is_cuda)
-        words = self._words[: len(requests)]
+        words = self._words.numpy()
         for row in range(len(requests)):
             if row not in grammars:
                 words[row] = -1
         kind = type(next(iter(grammars.values())))
-        for row, error in kind.fill_masks(grammars, words.numpy()).items():
+        for row, error in kind.fill_masks(grammars, words).items():
             requests[row].grammar_error = error
-        return words.to(logits.device, non_blocking=True)
+        return True
+
+
+class _Rows:
+    """The settings of a call's rows, in buffers on the device."""
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        # Whose they are: each draws a token a call for as long as they stay together.
+        self._requests: list[Request] = []
+        self._places = torch.zeros((2, num_rows), dtype=torch.int64, device=device)
+        self._strengths = torch.zeros((3, num_rows), device=device)
+        self._top_k = torch.zeros(num_rows, dtype=torch.int32, device=device)
+        self.positions = self._places[1]
+
+    def hold(self, requests: Sequence[Request]) -> None:
+        """Hold the settings of these requests; after each draw, positions must go on by one."""
+        if self._requests == requests:
+            return
+        self._requests = list(requests)
+        params = [request.params for request in requests]
+        places = [[one.seed for one in requests], [one.num_tokens for one in requests]]
+        strengths = [
+            [p.temperature for p in params],
+            [p.top_p for p in params],
+            [p.min_p for p in params],
+        ]
+        for held, values in (
+            (self._places, places),
+            (self._strengths, strengths),
+            (self._top_k, [max(p.top_k, 0) for p in params]),
+        ):
+            held[..., : len(requests)].copy_(upload(values, held.dtype, held.device))
+
+    def forget(self) -> None:
+        """Hold nobody's settings."""
+        self._requests = []
+
+    def first(self, num_rows: int, kind: _Kind) -> ops.SamplingRows:
+        """The first rows."""
+        seeds, positions = self._places[:, :num_rows]
+        temperature, top_p, min_p = self._strengths[:, :num_rows]
+        return ops.SamplingRows(
+            temperature=temperature,
+            top_k=self._top_k[:num_rows],
+            top_p=top_p,
+            min_p=min_p,
+            seeds=seeds,
+            positions=positions,
+            any_top_k=kind.any_top_k,
+            any_top_p=kind.any_top_p,
+        )
 
 
 def is_greedy(requests: Sequence[Request]) -> bool:
@@ -164,25 +260,3 @@ def _apply_penalties(logits: Tensor, requests: Sequence[Request]) -> None:
         ),
     )
     logits[selected] = penalised
-
-
-def _rows(requests: Sequence[Request], device: torch.device) -> ops.SamplingRows:
-    params = [request.params for request in requests]
-    places = [[one.seed for one in requests], [one.num_tokens for one in requests]]
-    seeds, positions = upload(places, torch.int64, device)
-    strengths = [
-        [p.temperature for p in params],
-        [p.top_p for p in params],
-        [p.min_p for p in params],
-    ]
-    temperature, top_p, min_p = upload(strengths, torch.float32, device)
-    return ops.SamplingRows(
-        temperature=temperature,
-        top_k=upload([max(p.top_k, 0) for p in params], torch.int32, device),
-        top_p=top_p,
-        min_p=min_p,
-        seeds=seeds,
-        positions=positions,
-        any_top_k=any(p.top_k > 0 for p in params),
-        any_top_p=any(p.top_p < 1 for p in params),
-    )

@@ -209,6 +209,10 @@ def request(output: list[int] | None = None, **params: Any) -> Request:
     )
 
 
+def sampler() -> Sampler:
+    return Sampler(4, len(LOGITS), torch.device("cpu"))
+
+
 @pytest.mark.parametrize("penalty", [0.01, 2.0])
 @pytest.mark.parametrize("temperature", [0.0, 1e-30, 2.0])
 def test_extreme_settings_still_draw_a_token(penalty: float, temperature: float) -> None:
@@ -222,13 +226,13 @@ def test_extreme_settings_still_draw_a_token(penalty: float, temperature: float)
         min_tokens=10,
     )
     logits = LOGITS[None] * 100
-    [token] = Sampler().sample(logits, [extreme]).tolist()
+    [token] = sampler().sample(logits, [extreme]).tolist()
     assert token in set(range(12)) - {2, 4}
 
 
 def test_early_ends_are_banned_until_min_tokens() -> None:
     early, late = request([5], temperature=0, min_tokens=2), request([5, 5], temperature=0)
-    assert Sampler().sample(LOGITS.expand(2, -1).clone(), [early, late]).tolist() == [7, 2]
+    assert sampler().sample(LOGITS.expand(2, -1).clone(), [early, late]).tolist() == [7, 2]
 
 
 def test_logprobs_name_the_token_then_the_likeliest() -> None:
@@ -254,14 +258,14 @@ def test_a_sampler_that_keeps_its_rows_draws_what_a_new_one_does(num_unread: int
     for one in (*batch, other):
         one.num_unread_tokens = num_unread
         one.num_tokens += num_unread
-    kept = Sampler()
+    kept = sampler()
     generator = torch.Generator().manual_seed(5)
     for step in range(12):
         # The last leaves after six steps, another one joins, and the first two go on together.
         present = batch if step < 6 else [*batch[:2], other] if step < 9 else batch[:2]
         logits = torch.randn(len(present), 12, generator=generator)
         given = kept.sample(logits.clone(), present)
-        assert given.tolist() == Sampler().sample(logits, present).tolist()
+        assert given.tolist() == sampler().sample(logits, present).tolist()
         for one, token in zip(present, given.tolist(), strict=True):
             one.output_token_ids.append(token)
             one.num_tokens += 1
