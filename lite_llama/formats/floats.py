@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+# By the format's name; a scale that goes with a format is not among its values.
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 def dequantize_f32(blocks: Tensor) -> Tensor:
     """uint8 [num_blocks, 4] -> fp32 [num_blocks, 1], a view on the same memory."""

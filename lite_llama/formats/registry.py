@@ -89,6 +89,15 @@ def raw_blocks(raw: RawTensor) -> Tensor:
     return data.view(-1, FORMATS[raw.format].block_bytes)
 
 
+def stored_values(raw: RawTensor) -> Tensor | None:
+    """The values of plain floating-point numbers as they lie in the file, in `raw.shape`.
+
+    No copy: only read from it. None for other formats. Errors as `raw_blocks`.
+    """
+    dtype = floats.DTYPES.get(raw.format)
+    return None if dtype is None else raw_blocks(raw).view(dtype).view(raw.shape)
+
+
 def dequantize(raw: RawTensor) -> Tensor:
     """Decode a whole tensor: new fp32 CPU memory in `raw.shape`. Errors as `raw_blocks`."""
     blocks = raw_blocks(raw)

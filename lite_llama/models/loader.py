@@ -12,7 +12,7 @@ from lite_llama.checkpoint.reader import Checkpoint
 from lite_llama.errors import ModelFileError
 from lite_llama.formats import q4_0, q4_1, q8_0
 from lite_llama.formats.raw_tensor import RawTensor
-from lite_llama.formats.registry import FORMATS, dequantize, raw_blocks
+from lite_llama.formats.registry import FORMATS, dequantize, raw_blocks, stored_values
 from lite_llama.layouts.dense import DenseWeight
 from lite_llama.layouts.encoded_rows import EncodedRows
 from lite_llama.layouts.int4_groups import GROUP_SIZE, ROW_MULTIPLE, Int4Groups
@@ -311,7 +311,7 @@ class _Packer:
                 return self._encoded_rows(source)
             return self._dense(source)
         if len(source.shape) == 1:
-            return self._decode(source).to(self.device, self.precision.activations)
+            return self._decode(source, self.precision.activations)
         if keeps_format and source.name == "head.weight":
             return RefinedRows(self._matrix(source), self._encoded_rows(source))
         return self._matrix(source)
@@ -356,16 +356,22 @@ class _Packer:
         return Int4Groups.from_int8(torch.cat(codes), torch.cat(scales))
 
     def _dense(self, source: ParameterSource) -> Tensor:
-        values = self._decode(source)
         wanted = self.precision.weights
         if wanted is None:
             # A floating checkpoint keeps its own width; fp16 becomes bf16, which CPUs multiply.
             floating = {raw.format for raw, _ in source.parts}
             wanted = torch.float32 if floating == {"F32"} else torch.bfloat16
-        return values.to(self.device, wanted)
+        return self._decode(source, wanted)
 
-    def _decode(self, source: ParameterSource) -> Tensor:
-        parts = [dequantize(self._reordered(raw, part)) for raw, part in source.parts]
+    def _decode(self, source: ParameterSource, dtype: torch.dtype) -> Tensor:
+        parts = []
+        for raw, part in source.parts:
+            raw = self._reordered(raw, part)
+            stored = stored_values(raw)
+            if stored is None:
+                parts.append(dequantize(raw).to(self.device, dtype))
+            else:  # a device takes the file's bytes as they are, and rounds them if it must
+                parts.append(stored.to(self.device, copy=True).to(dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _reordered(self, raw: RawTensor, part: Part) -> RawTensor:
