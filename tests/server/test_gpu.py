@@ -203,15 +203,21 @@ def test_out_of_memory_fails_its_batch_only(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L11."""
-    run_step, scheduler = Runner.run, server.llm.engine.scheduler
+    scheduler = server.llm.engine.scheduler
     faults = iter([True])
 
-    def greedy(*arguments: Any, **options: Any) -> Any:
-        if next(faults, False):
-            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
-        return run_step(*arguments, **options)
+    def make_greedy(name: str) -> None:
+        compute = getattr(Runner, name)
 
-    monkeypatch.setattr(Runner, "run", greedy)
+        def greedy(*arguments: Any, **options: Any) -> Any:
+            if next(faults, False):
+                torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+            return compute(*arguments, **options)
+
+        monkeypatch.setattr(Runner, name, greedy)
+
+    make_greedy("run")
+    make_greedy("replay")  # a prompt whose blocks are cached has one token left
     budget = scheduler.max_num_batched_tokens
     monkeypatch.setattr(scheduler, "max_num_batched_tokens", budget)
     assert server.chat("Hi", max_tokens=4).status_code == 500
