@@ -198,8 +198,14 @@ def rungs(base: Engine, size: int) -> dict[str, Engine]:
     }
     for name, launches in _chains(base, size).items():
         engine = Engine(decoder, plan, num_blocks, frozenset())
+        if engine.runner.graphs is None:
+            raise AssertionError("the ladder's engine records graphs")
         engine.runner.graphs = DecodeGraphs(
-            decoder, engine.runner.kv_cache, plan, _always(launches)
+            decoder,
+            engine.runner.kv_cache,
+            plan,
+            engine.runner.graphs.logits,
+            _always(launches),
         )
         found[f"{1 + len(found)} {name}"] = engine
     return found

@@ -38,14 +38,10 @@ class Inputs(msgspec.Struct, frozen=True, tag="forward"):
     def tokens_on(self, device: torch.device, unread: Tensor | None) -> Tensor:
         """`token_ids` as a tensor, int64, with `unread` as in `on`."""
         tokens = upload(self.token_ids, torch.int64, device)
-        self.put_unread(tokens, unread)
-        return tokens
-
-    def put_unread(self, tokens: Tensor, unread: Tensor | None) -> None:
-        """Write `unread`, if there are such tokens, where they lie among `tokens`."""
         if unread is not None:
-            rows = upload(self.unread_rows, torch.int64, tokens.device)
+            rows = upload(self.unread_rows, torch.int64, device)
             tokens.index_copy_(0, rows, unread)
+        return tokens
 
     def on(self, device: torch.device, unread: Tensor | None) -> ForwardBatch:
         """The same as tensors; `unread` int64 [len(unread_rows)] are the tokens at those rows."""

@@ -17,7 +17,7 @@ from lite_llama.engine.batch import slots_at
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.device_table import DeviceTable
 from lite_llama.engine.messages import Decode, OwnsBlocks, Row
-from lite_llama.engine.recording import Recorded, record
+from lite_llama.engine.recording import Recorded, padded_sizes, record
 from lite_llama.engine.upload import upload
 from lite_llama.engine.workers import Workers
 from lite_llama.models import decode_chain
@@ -37,7 +37,8 @@ class DecodeGraphs:
     """Recorded decode steps of one model.
 
     Every graph reads `fields` int64 [4, max_num_seqs] (token ids, positions, slots, lengths) and
-    `table`, which has a row a sequence.
+    `table`, which has a row a sequence. It leaves its result in `logits` float32 [max_num_seqs,
+    vocab], which all share, or draws from logits of its own.
     """
 
     def __init__(
@@ -45,13 +46,15 @@ class DecodeGraphs:
         decoder: Decoder,
         kv_cache: KVCache,
         plan: EnginePlan,
+        logits: Tensor,
         choose: Choose = decode_chain.engine_launches,
     ) -> None:
         device, rows = plan.device, plan.max_num_seqs
         self._decoder = decoder
         self._kv_cache = kv_cache
         self._plan = plan
-        self._sizes = [size for size in (1, 2, 4) if size < rows] + [*range(8, rows, 8), rows]
+        self.logits = logits
+        self._sizes = padded_sizes(rows)
         # Now, so that a bad table of launches is found before any step.
         self._launches = {size: choose(decoder, size) for size in self._sizes}
         self.fields = torch.zeros((_NUM_FIELDS, rows), dtype=torch.int64, device=device)
@@ -82,8 +85,8 @@ class DecodeGraphs:
         from n on are padding, or the likeliest int64 [n].
 
         `token_ids` and `positions` of those tokens. Ids may still be on the device, int64 [n]:
-        drawn by a step that the host has not read. The result is overwritten by the next launch
-        of the same size, and always lies in the same place.
+        drawn by a step that the host has not read. The next launch overwrites logits, the next of
+        the same size tokens.
         """
         count = len(requests)
         size = next(size for size in self._sizes if size >= count)
@@ -131,14 +134,14 @@ class DecodeGraphs:
 
     def forward(self, size: int, launches: ChainLaunches | None, *, greedy: bool = False) -> Tensor:
         """The same step, launched from the host."""
-        logits = self._logits(size, launches)
+        logits = self._compute(size, launches)
         if not greedy:
-            return logits
+            return self.logits[:size].copy_(logits)
         tokens = ops.argmax(logits)[1]
         self.fields[0, :size].copy_(tokens)  # where the next step reads them
         return tokens
 
-    def _logits(self, size: int, launches: ChainLaunches | None) -> Tensor:
+    def _compute(self, size: int, launches: ChainLaunches | None) -> Tensor:
         token_ids, positions, slots, lengths = (field[:size] for field in self.fields)
         inputs = ForwardBatch(
             token_ids=token_ids,
@@ -171,10 +174,15 @@ class SharedGraphs(DecodeGraphs):
     """
 
     def __init__(
-        self, decoder: Decoder, kv_cache: KVCache, plan: EnginePlan, workers: Workers | None
+        self,
+        decoder: Decoder,
+        kv_cache: KVCache,
+        plan: EnginePlan,
+        logits: Tensor,
+        workers: Workers | None,
     ) -> None:
         """`workers` on rank 0; None on the others, which `follow`."""
-        super().__init__(decoder, kv_cache, plan)
+        super().__init__(decoder, kv_cache, plan, logits)
         self._workers = workers
         self._rows: list[Row] = []
         self._sent: list[tuple[list[int], int]] = []

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from lite_llama.engine.upload import upload
 
@@ -17,6 +18,14 @@ class DeviceTable:
 
     def write(self, first_row: int, sequences: Sequence[list[int]]) -> None:
         """Let rows from `first_row` on hold the blocks of these sequences."""
+        places, blocks = self.changes(first_row, sequences)
+        if places:
+            self.apply(*upload([places, blocks], torch.int64, self.values.device))
+
+    def changes(
+        self, first_row: int, sequences: Sequence[list[int]]
+    ) -> tuple[list[int], list[int]]:
+        """What `write` would change, places and blocks, for `apply`, which must follow."""
         width = self.values.shape[1]
         places: list[int] = []
         blocks: list[int] = []
@@ -27,6 +36,8 @@ class DeviceTable:
                 places += range(row * width + known, row * width + len(listed))
                 blocks += listed[known:]
             self._held[row] = (listed, len(listed))
-        if places:
-            index, found = upload([places, blocks], torch.int64, self.values.device)
-            self.values.view(-1).index_copy_(0, index, found.int())
+        return places, blocks
+
+    def apply(self, places: Tensor, blocks: Tensor) -> None:
+        """Make these changes, int64 [num_changes] each."""
+        self.values.view(-1).index_copy_(0, places, blocks.int())

@@ -11,6 +11,7 @@ from torch import Tensor
 from lite_llama.cache.block_pool import BlockPool
 from lite_llama.engine import batch, sampler
 from lite_llama.engine.config import EnginePlan
+from lite_llama.engine.logits import Logits
 from lite_llama.engine.recording import recorder
 from lite_llama.engine.request import Grammar, Request, StepOutput, TokenLogprobs
 from lite_llama.engine.runner import Runner
@@ -60,15 +61,11 @@ class _ReadBack:
 
 @dataclass(frozen=True)
 class _Computed:
-    """A step whose logits are under way: its shares, and a row for each request that draws.
-
-    With `is_replayed`, they lie where every step of this size has them, and padding follows.
-    """
+    """A step whose logits are under way: its shares, and a row for each request that draws."""
 
     planned: list[Scheduled]
     drawing: list[Request]
-    logits: Tensor
-    is_replayed: bool
+    logits: Logits
 
 
 @dataclass(frozen=True)
@@ -232,11 +229,8 @@ class Engine:
         planned = self._rows.order(self.scheduler.plan())
         if not planned:
             return None
-        if self.runner.replays(planned):
-            logits = self.runner.replay(planned)
-            return _Computed(planned, _drawing(planned), logits, is_replayed=True)
         logits = self._take_prompt_logprobs(planned, self.runner.run(planned))
-        return _Computed(planned, _drawing(planned), logits, is_replayed=False)
+        return _Computed(planned, _drawing(planned), logits)
 
     def _compute_ahead(self, step: _Drawn) -> _Computed | _Drawn | None:
         """The step behind `step`, whose tokens are on the device.
@@ -248,20 +242,19 @@ class Engine:
         if not planned or any(map(batch.wants_prompt_rows, planned)):
             return None
         drawing, unread = _drawing(planned), step.unread(planned)
-        is_free, is_replayed = all(map(_draws_unread, drawing)), self.runner.replays(planned)
+        is_free = all(map(_draws_unread, drawing))
         with torch.inference_mode():
-            if is_free and is_replayed and sampler.is_greedy(drawing):
-                tokens = self.runner.replay(planned, unread, greedy=True)
+            if is_free and sampler.is_greedy(drawing) and self.runner.replays(planned):
+                tokens = self.runner.draw(planned, unread)
             else:
-                compute = self.runner.replay if is_replayed else self.runner.run
-                logits = compute(planned, unread)
+                logits = self.runner.run(planned, unread)
                 if not is_free:
-                    return _Computed(planned, drawing, logits, is_replayed)
-                tokens = self._sampler.sample(logits, drawing, in_place=is_replayed)
+                    return _Computed(planned, drawing, logits)
+                tokens = self._sampler.sample(logits, drawing)
         return _Drawn(planned, drawing, _ReadBack(tokens), {})
 
     def _draw(self, step: _Computed) -> _Drawn:
-        tokens, logprobs = self._sampler.draw(step.logits, step.drawing, in_place=step.is_replayed)
+        tokens, logprobs = self._sampler.draw(step.logits, step.drawing)
         return _Drawn(step.planned, step.drawing, _ReadBack(tokens), logprobs)
 
     def _finish(self, step: _Drawn) -> list[StepOutput]:
@@ -299,7 +292,7 @@ class Engine:
             while request.num_pending_tokens:
                 count = min(request.num_pending_tokens, self.plan.max_num_batched_tokens)
                 share = Scheduled(request, count, draws_token=False)
-                rows.append(self.runner.run([share], all_logits=True))
+                rows.append(self.runner.run([share], all_logits=True).values)
                 request.num_computed_tokens += count
         finally:
             pool.release(request.blocks)
@@ -318,7 +311,7 @@ class Engine:
                 param="prompt",
             )
 
-    def _take_prompt_logprobs(self, planned: list[Scheduled], logits: Tensor) -> Tensor:
+    def _take_prompt_logprobs(self, planned: list[Scheduled], logits: Logits) -> Logits:
         """Book the rows asked for prompt log-probabilities; return the rows to draw from."""
         if not any(map(batch.wants_prompt_rows, planned)):
             return logits
@@ -327,11 +320,11 @@ class Engine:
         for scheduled in planned:
             count = len(batch.wanted_rows(scheduled, 0))
             if batch.wants_prompt_rows(scheduled):
-                self._book_prompt_logprobs(scheduled, logits[row : row + count])
+                self._book_prompt_logprobs(scheduled, logits.values[row : row + count])
             if scheduled.draws_token:
                 kept.append(row + count - 1)
             row += count
-        return logits[kept]
+        return Logits(logits.values[kept], in_place=False)
 
     def _book_prompt_logprobs(self, scheduled: Scheduled, logits: Tensor) -> None:
         request = scheduled.request

@@ -7,6 +7,7 @@ of padding has length 0. Beyond the largest size the GPU is slower than its host
 """
 
 from bisect import bisect_left
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -56,8 +57,7 @@ class PromptGraphs:
         decodes = self._num_decodes(inputs.num_decode_seqs, size)
         if not self._plan.enforce_eager and (size, decodes) not in self._recorded:
             self._recorded[size, decodes] = self._record(size, decodes)
-        self._write(inputs, size, decodes)
-        inputs.put_unread(self._tokens, unread)
+        self._write(inputs, unread, size, decodes)
         if self._plan.enforce_eager:
             hidden = self._forward(size, decodes)
         else:
@@ -71,18 +71,27 @@ class PromptGraphs:
         limit = self._plan.max_num_seqs
         return min(size, limit, _FEW if asked <= _FEW else limit)
 
-    def _write(self, inputs: Inputs, size: int, decodes: int) -> None:
-        device, padding = self._plan.device, size - len(inputs.token_ids)
+    def _write(self, inputs: Inputs, unread: Tensor | None, size: int, decodes: int) -> None:
+        padding = size - len(inputs.token_ids)
         tokens = inputs.token_ids + [0] * padding + inputs.positions + [0] * padding
         tokens += inputs.slot_mapping + [-1] * padding
-        self._tokens[: 3 * size].copy_(upload(tokens, torch.int64, device))
         asked, free = inputs.num_decode_seqs, MAX_PROMPTS - inputs.num_prompts
         counts = inputs.seq_lens[:asked] + [0] * (decodes - asked)
         counts += inputs.seq_lens[asked:] + [0] * free
         counts += inputs.cu_seqlens_q + inputs.cu_seqlens_q[-1:] * free
-        self._counts[: len(counts)].copy_(upload(counts, torch.int32, device))
-        self._table.write(0, inputs.block_table[:asked])
-        self._table.write(decodes, inputs.block_table[asked:])
+        of_decodes = self._table.changes(0, inputs.block_table[:asked])
+        of_prompts = self._table.changes(decodes, inputs.block_table[asked:])
+        places, blocks = of_decodes[0] + of_prompts[0], of_decodes[1] + of_prompts[1]
+        # In one copy: to prepare it takes the host longer than the GPU takes for the bytes.
+        lists = (tokens, counts, places, blocks, inputs.unread_rows)
+        whole = upload(list(chain(*lists)), torch.int64, self._plan.device)
+        sent = torch.split(whole, [*map(len, lists)])
+        self._tokens[: 3 * size].copy_(sent[0])
+        self._counts[: len(counts)].copy_(sent[1])
+        if places:
+            self._table.apply(sent[2], sent[3])
+        if unread is not None:
+            self._tokens.index_copy_(0, sent[4], unread)
 
     def _record(self, size: int, decodes: int) -> Recorded:
         self._tokens.zero_()

@@ -29,6 +29,11 @@ def record(step: Callable[[], Tensor], pool: Any, plan: EnginePlan) -> Recorded:
     return graph, result
 
 
+def padded_sizes(most: int) -> list[int]:
+    """Numbers of rows that are recorded: a step of fewer is padded to the next of them."""
+    return [size for size in (1, 2, 4) if size < most] + [*range(8, most, 8), most]
+
+
 def recorder(plan: EnginePlan) -> Callable[[Callable[[], Tensor]], Recorded]:
     """`record` into a pool of its own."""
     return partial(record, pool=torch.cuda.graph_pool_handle(), plan=plan)

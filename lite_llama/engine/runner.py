@@ -7,6 +7,8 @@ from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine import batch
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.cuda_graphs import DecodeGraphs, SharedGraphs
+from lite_llama.engine.head_graphs import HeadGraphs
+from lite_llama.engine.logits import Logits
 from lite_llama.engine.prompt_graphs import PromptGraphs
 from lite_llama.engine.scheduler import Scheduled
 from lite_llama.engine.upload import upload
@@ -33,26 +35,32 @@ class Runner:
         )
         self._workers = workers
         self.graphs: DecodeGraphs | None = None
-        if plan.device.type == "cuda" and not plan.enforce_eager:
-            self.graphs = (
-                DecodeGraphs(decoder, self.kv_cache, plan)
-                if plan.tensor_parallel_size == 1
-                else SharedGraphs(decoder, self.kv_cache, plan, workers)
-            )
         # Padded without graphs too: the same kernels, so the same bits.
         self.prompts: PromptGraphs | None = None
+        self.heads: HeadGraphs | None = None
         if plan.device.type == "cuda":
+            shape = (plan.max_num_seqs, model.vocab_size)
+            logits = torch.empty(shape, dtype=torch.float32, device=plan.device)
             self.prompts = PromptGraphs(decoder, self.kv_cache, plan)
+            self.heads = HeadGraphs(decoder, plan, logits)
+            if not plan.enforce_eager:
+                self.graphs = (
+                    DecodeGraphs(decoder, self.kv_cache, plan, logits)
+                    if plan.tensor_parallel_size == 1
+                    else SharedGraphs(decoder, self.kv_cache, plan, logits, workers)
+                )
 
     @torch.inference_mode()
     def run(
         self, planned: list[Scheduled], unread: Tensor | None = None, *, all_logits: bool = False
-    ) -> Tensor:
-        """Logits, float32 [num_wanted_rows, vocab], of an ordered plan (see `batch.build`).
+    ) -> Logits:
+        """Logits of the wanted rows of an ordered plan (see `batch.build`).
 
         `unread` int64: the last token of each request in the plan of which only the device knows
         it, in order.
         """
+        if not all_logits and self.replays(planned):
+            return Logits(self._replay(planned, unread, greedy=False), in_place=True)
         inputs = batch.build(planned, self.plan.block_size, all_logits=all_logits)
         if self._workers is None:
             return self.compute(inputs, unread)
@@ -67,10 +75,11 @@ class Runner:
         return self.graphs is not None and batch.only_decodes(planned)
 
     @torch.inference_mode()
-    def replay(
-        self, planned: list[Scheduled], unread: Tensor | None = None, *, greedy: bool = False
-    ) -> Tensor:
-        """`run` by a recorded step, which `replays` such a plan: see `DecodeGraphs.launch`."""
+    def draw(self, planned: list[Scheduled], unread: Tensor | None) -> Tensor:
+        """The likeliest next token of each request, int64, of a plan that is replayed."""
+        return self._replay(planned, unread, greedy=True)
+
+    def _replay(self, planned: list[Scheduled], unread: Tensor | None, *, greedy: bool) -> Tensor:
         if self.graphs is None:
             raise AssertionError("there are no graphs to replay")
         requests = [scheduled.request for scheduled in planned]
@@ -85,14 +94,18 @@ class Runner:
                 token_ids = inputs.tokens_on(self.plan.device, unread)
         return self.graphs.launch(requests, positions, token_ids, greedy=greedy)
 
-    def compute(self, inputs: batch.Inputs, unread: Tensor | None) -> Tensor:
+    def compute(self, inputs: batch.Inputs, unread: Tensor | None) -> Logits:
         """Logits of these inputs, on this rank's part of it all."""
-        hidden = self._hidden(inputs, unread)
-        if not inputs.logits_rows:  # a chunk of a prompt that goes on
-            return torch.empty(0, self.decoder.config.vocab_size, device=hidden.device)
-        if len(inputs.logits_rows) < len(inputs.token_ids):
-            hidden = hidden[upload(inputs.logits_rows, torch.int64, self.plan.device)]
-        return self.decoder.logits(hidden)
+        hidden, wanted = self._hidden(inputs, unread), inputs.logits_rows
+        if not wanted:  # a chunk of a prompt that goes on
+            nothing = torch.empty(0, self.decoder.config.vocab_size, device=hidden.device)
+            return Logits(nothing, in_place=False)
+        if len(wanted) == len(inputs.token_ids):
+            return Logits(self.decoder.logits(hidden), in_place=False)
+        rows = upload(wanted, torch.int64, self.plan.device)
+        if self.heads is not None and len(wanted) <= self.plan.max_num_seqs:
+            return Logits(self.heads.run(hidden, rows), in_place=True)
+        return Logits(self.decoder.logits(hidden[rows]), in_place=False)
 
     def _hidden(self, inputs: batch.Inputs, unread: Tensor | None) -> Tensor:
         if self.prompts is not None and inputs.max_q_len and self.prompts.fits(inputs):
@@ -101,6 +114,6 @@ class Runner:
 
     def close(self) -> None:
         """Destroy the graphs."""
-        for graphs in (self.graphs, self.prompts):
+        for graphs in (self.graphs, self.prompts, self.heads):
             if graphs is not None:
                 graphs.close()

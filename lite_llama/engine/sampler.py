@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lite_llama import ops
+from lite_llama.engine.logits import Logits
 from lite_llama.engine.recording import Recorded
 from lite_llama.engine.request import Request, TokenLogprob, TokenLogprobs
 from lite_llama.engine.upload import upload
@@ -27,7 +28,7 @@ class Sampler:
     """Draws the tokens of one engine, at most `num_rows` a call.
 
     What stays between its steps stays on the device. `record` makes a graph of launches: draws
-    from logits that always lie in the same place are then one launch each.
+    from logits in place are then one launch each.
     """
 
     def __init__(
@@ -48,17 +49,17 @@ class Sampler:
 
     @torch.inference_mode()
     def draw(
-        self, logits: Tensor, requests: Sequence[Request], *, in_place: bool = False
+        self, logits: Logits, requests: Sequence[Request]
     ) -> tuple[Tensor, dict[str, TokenLogprobs]]:
         """Tokens int64 [num_requests] and, where asked, log-probabilities by request id.
 
-        Logits and `in_place` as in `sample`. A grammar that breaks is noted in its request.
+        As `sample`; a grammar that breaks is noted in its request.
         """
         is_masked = self._fill_masks(requests)  # while a GPU still works on the logits
         asking = [i for i, request in enumerate(requests) if request.params.logprobs is not None]
-        plain = logits[asking] if asking else logits  # a copy: sampling changes the logits
-        drawn = self.sample(logits, requests, is_masked=is_masked, in_place=in_place)
-        if not asking:
+        plain = logits.values[asking] if asking else None  # a copy: sampling changes the logits
+        drawn = self.sample(logits, requests, is_masked=is_masked)
+        if plain is None:
             return drawn, {}
         num_top = [requests[i].params.logprobs or 0 for i in asking]
         rows = logprobs_of(plain, drawn[asking].tolist(), num_top)
@@ -67,21 +68,19 @@ class Sampler:
     @torch.inference_mode()
     def sample(
         self,
-        logits: Tensor,
+        logits: Logits,
         requests: Sequence[Request],
         *,
         is_masked: bool = False,
-        in_place: bool = False,
     ) -> Tensor:
-        """Draw one token a request: logits float32 [num_rows, vocab] -> int64 [num_requests].
+        """Draw one token a request, from a row of logits each: int64 [num_requests].
 
         Order: logit bias and the ban of early stops, penalties, the grammars' masks if the draw
-        `is_masked`, then `ops.sample`. The logits are changed. Rows behind those of the requests
-        are padding; `in_place` logits of so many rows have the same address in each call, and the
-        next draw from them overwrites the tokens. Nothing in here waits for the device.
+        `is_masked`, then `ops.sample`. The logits are changed; the next draw from as many logits
+        in place overwrites the tokens. Nothing in here waits for the device.
         """
         num_rows = len(requests)
-        own = logits[:num_rows]
+        own = logits.values[:num_rows]
         if not all(request.is_plain for request in requests):
             _apply_bias(own, requests)
             _apply_penalties(own, requests)
@@ -92,7 +91,7 @@ class Sampler:
             any_top_k=any(one.top_k > 0 for one in params),
             any_top_p=any(one.top_p < 1 for one in params),
         )
-        recorded = self._recording(logits, kind) if in_place else None
+        recorded = self._recording(logits.values, kind) if logits.in_place else None
         if not kind.is_greedy:
             self._rows.hold(requests)
         if is_masked:

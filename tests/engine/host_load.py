@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lite_llama.engine import cuda_graphs, prompt_graphs
+from lite_llama.engine import cuda_graphs, head_graphs, prompt_graphs
 from lite_llama.engine.config import EngineConfig, resolve
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.sampling_params import SamplingParams
@@ -34,6 +34,11 @@ class _Nothing:
 class _DecodeGraphs(cuda_graphs.DecodeGraphs):
     def record(self, size: int, *_: object, greedy: bool = False) -> tuple[_Nothing, Tensor]:  # type: ignore[override]
         return _Nothing(), torch.zeros(size).long() if greedy else torch.zeros(size, VOCAB)
+
+
+class _HeadGraphs(head_graphs.HeadGraphs):
+    def run(self, _: Tensor, rows: Tensor) -> Tensor:
+        return torch.zeros(len(rows), VOCAB)
 
 
 class _PromptGraphs(prompt_graphs.PromptGraphs):
@@ -57,8 +62,10 @@ def build(max_num_seqs: int) -> Engine:
 
     torch.zeros, torch.cuda.graph_pool_handle = unpinned, lambda: None  # type: ignore[assignment]
     parts = decoder, engine.runner.kv_cache, plan
-    engine.runner.graphs = _DecodeGraphs(*parts, choose=lambda *_: None)
+    logits = torch.empty(max_num_seqs, VOCAB)
+    engine.runner.graphs = _DecodeGraphs(*parts, logits, choose=lambda *_: None)
     engine.runner.prompts = _PromptGraphs(*parts)
+    engine.runner.heads = _HeadGraphs(decoder, plan, logits)
     torch.zeros = zeros  # type: ignore[assignment]
     engine.looks_ahead = True
     return engine

@@ -45,6 +45,7 @@ class HostSharedGraphs(SharedGraphs):
         self._sizes = [1, 2, 4, rows]
         self._launches = dict.fromkeys(self._sizes)
         self.fields = torch.zeros((4, rows), dtype=torch.int64)
+        self.logits = torch.zeros(rows, runner.decoder.config.vocab_size)
         self.table = DeviceTable(rows, runner.plan.max_blocks_per_seq, self._plan.device)
         self._staging = [torch.zeros((3, rows), dtype=torch.int64) for _ in range(2)]
         self._turn = 0

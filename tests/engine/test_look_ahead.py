@@ -17,6 +17,7 @@ from torch import Tensor
 from lite_llama import LLM, SamplingParams, ops
 from lite_llama.engine import engine as engine_module
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.head_graphs import HeadGraphs
 from lite_llama.engine.prompt_graphs import PromptGraphs
 from lite_llama.engine.request import Request, StepOutput
 from lite_llama.engine.runner import Runner
@@ -30,9 +31,9 @@ PROMPTS = [tiny.token_ids(length, seed=length) for length in (5, 23, 1, 40)]
 class HostGraphs:
     """`DecodeGraphs` without graphs: its result, too, is padded, and overwritten by the next."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, logits: Tensor) -> None:
         self._runner = runner
-        self._logits: dict[int, Tensor] = {}
+        self._logits = logits
 
     def launch(
         self,
@@ -58,8 +59,7 @@ class HostGraphs:
             max_q_len=0,
         )
         logits = self._runner.decoder.forward(inputs, self._runner.kv_cache)
-        padded = min(-(-len(requests) // 4) * 4, self._runner.plan.max_num_seqs)
-        out = self._logits.setdefault(padded, torch.zeros(padded, logits.shape[1]))
+        out = self._logits[: min(-(-len(requests) // 4) * 4, len(self._logits))]
         out[: len(requests)] = logits
         return ops.argmax(out[: len(requests)])[1] if greedy else out
 
@@ -177,8 +177,10 @@ def look_ahead(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(where, name, noting)
 
     monkeypatch.setattr(engine, "looks_ahead", True)
-    monkeypatch.setattr(engine.runner, "graphs", HostGraphs(engine.runner))
-    rows, vocab = engine.plan.max_num_seqs, engine.model.vocab_size
+    runner, rows, vocab = engine.runner, engine.plan.max_num_seqs, engine.model.vocab_size
+    logits, plan = torch.zeros(rows, vocab), replace(engine.plan, enforce_eager=True)
+    monkeypatch.setattr(runner, "graphs", HostGraphs(runner, logits))
+    monkeypatch.setattr(runner, "heads", HeadGraphs(runner.decoder, plan, logits))
     drawing = Sampler(rows, vocab, torch.device("cpu"), record)
     monkeypatch.setattr(engine, "_sampler", drawing)
     note(engine, "_compute", "compute")
@@ -220,8 +222,8 @@ def test_a_computed_step_is_drawn_as_a_plain_one_is(
     assert ahead == plain
     assert len({output.token_id for output in plain}) > 8
     assert log == all_ahead(14)
-    # The first of 14 tokens comes of its prompt's step; free greedy ones are drawn within a step.
-    recorded = {"greedy": 0, "min_tokens": 8}.get(kind, 13)
+    # Of 14; a free greedy token is drawn within a step that is recorded, which a prompt's is not.
+    recorded = {"greedy": 1, "min_tokens": 9}.get(kind, 14)
     assert HostRecording.num_replays - replays == recorded
 
 

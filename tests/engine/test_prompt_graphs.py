@@ -12,6 +12,7 @@ from lite_llama.engine import batch
 from lite_llama.engine.config import EnginePlan, resolve
 from lite_llama.engine.device_table import DeviceTable
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.head_graphs import HeadGraphs
 from lite_llama.engine.prompt_graphs import MAX_PROMPTS, PromptGraphs
 from lite_llama.engine.request import Request
 from lite_llama.engine.scheduler import Scheduled
@@ -90,6 +91,21 @@ def test_a_padded_step_has_the_rows_of_a_plain_one(sizes: list[tuple[int, int]])
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         torch.testing.assert_close(ours.k, theirs.k, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(ours.v, theirs.v, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [[4], [0, 9, 5], [*range(11)]])
+def test_padded_logits_begin_with_those_of_the_rows(rows: list[int]) -> None:
+    torch.manual_seed(2)
+    exact = Precision(torch.float32, torch.float32)
+    decoder = random_decoder(CONFIG, exact, device=CPU, num_positions=256)
+    asked = EngineConfig(device="cpu", dtype="float32", max_num_seqs=12, enforce_eager=True)
+    buffer, hidden = torch.zeros(12, CONFIG.vocab_size), torch.randn(20, CONFIG.hidden_size)
+    heads = HeadGraphs(decoder, resolve(asked, CONFIG), buffer)
+    got = heads.run(hidden, torch.tensor(rows))
+    assert len(got) == {1: 1, 3: 4, 11: 12}[len(rows)]
+    assert got.data_ptr() == buffer.data_ptr()
+    want = decoder.logits(hidden[rows])
+    torch.testing.assert_close(got[: len(rows)], want, rtol=1e-5, atol=1e-5)
 
 
 def test_steps_that_are_too_large_do_not_fit() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lite_llama import ops
+from lite_llama.engine.logits import Logits
 from lite_llama.engine.request import Request
 from lite_llama.engine.sampler import Sampler, logprobs_of
 from lite_llama.engine.sampling_params import SamplingParams
@@ -226,13 +227,14 @@ def test_extreme_settings_still_draw_a_token(penalty: float, temperature: float)
         min_tokens=10,
     )
     logits = LOGITS[None] * 100
-    [token] = sampler().sample(logits, [extreme]).tolist()
+    [token] = sampler().sample(Logits(logits, in_place=False), [extreme]).tolist()
     assert token in set(range(12)) - {2, 4}
 
 
 def test_early_ends_are_banned_until_min_tokens() -> None:
     early, late = request([5], temperature=0, min_tokens=2), request([5, 5], temperature=0)
-    assert sampler().sample(LOGITS.expand(2, -1).clone(), [early, late]).tolist() == [7, 2]
+    two = Logits(LOGITS.expand(2, -1).clone(), in_place=False)
+    assert sampler().sample(two, [early, late]).tolist() == [7, 2]
 
 
 def test_logprobs_name_the_token_then_the_likeliest() -> None:
@@ -264,8 +266,8 @@ def test_a_sampler_that_keeps_its_rows_draws_what_a_new_one_does(num_unread: int
         # The last leaves after six steps, another one joins, and the first two go on together.
         present = batch if step < 6 else [*batch[:2], other] if step < 9 else batch[:2]
         logits = torch.randn(len(present), 12, generator=generator)
-        given = kept.sample(logits.clone(), present)
-        assert given.tolist() == sampler().sample(logits, present).tolist()
+        given = kept.sample(Logits(logits.clone(), in_place=False), present)
+        assert given.tolist() == sampler().sample(Logits(logits, in_place=False), present).tolist()
         for one, token in zip(present, given.tolist(), strict=True):
             one.output_token_ids.append(token)
             one.num_tokens += 1

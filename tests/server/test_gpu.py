@@ -203,21 +203,15 @@ def test_out_of_memory_fails_its_batch_only(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L11."""
-    scheduler = server.llm.engine.scheduler
+    run_step, scheduler = Runner.run, server.llm.engine.scheduler
     faults = iter([True])
 
-    def make_greedy(name: str) -> None:
-        compute = getattr(Runner, name)
+    def greedy(*arguments: Any, **options: Any) -> Any:
+        if next(faults, False):
+            torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+        return run_step(*arguments, **options)
 
-        def greedy(*arguments: Any, **options: Any) -> Any:
-            if next(faults, False):
-                torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
-            return compute(*arguments, **options)
-
-        monkeypatch.setattr(Runner, name, greedy)
-
-    make_greedy("run")
-    make_greedy("replay")  # a prompt whose blocks are cached has one token left
+    monkeypatch.setattr(Runner, "run", greedy)
     budget = scheduler.max_num_batched_tokens
     monkeypatch.setattr(scheduler, "max_num_batched_tokens", budget)
     assert server.chat("Hi", max_tokens=4).status_code == 500

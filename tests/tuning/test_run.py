@@ -48,6 +48,7 @@ class CpuGraphs(DecodeGraphs):
         self._decoder, self._kv_cache = engine.runner.decoder, engine.runner.kv_cache
         self.fields = torch.zeros((4, 8), dtype=torch.int64)
         self.table = DeviceTable(8, 16, torch.device("cpu"))
+        self.logits = torch.zeros(8, BASE.vocab_size)
 
     def error(self, launches: ChainLaunches | None) -> float:
         wrong = launches is not None and launches.down.num_warps == self.wrong_warps
