@@ -1,6 +1,7 @@
 """From the scheduler's plan to the tensors of a forward pass."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import msgspec
 import torch
@@ -10,6 +11,24 @@ from lite_llama.engine.request import Request
 from lite_llama.engine.scheduler import Scheduled
 from lite_llama.engine.upload import upload
 from lite_llama.models.inputs import ForwardBatch
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The last tokens of some requests of a plan, in its order, which only the device knows.
+
+    They are `drawn`, int64 [n], at `rows`.
+    """
+
+    drawn: Tensor
+    rows: list[int]
+
+    @property
+    def tokens(self) -> Tensor:
+        """int64 [len(rows)], on the device; `drawn` itself where that is all of it in order."""
+        if self.rows == list(range(len(self.drawn))):
+            return self.drawn
+        return self.drawn[upload(self.rows, torch.int64, self.drawn.device)]
 
 
 class Inputs(msgspec.Struct, frozen=True, tag="forward"):
@@ -35,16 +54,16 @@ class Inputs(msgspec.Struct, frozen=True, tag="forward"):
         """Sequences with more than one token."""
         return len(self.cu_seqlens_q) - 1
 
-    def tokens_on(self, device: torch.device, unread: Tensor | None) -> Tensor:
+    def tokens_on(self, device: torch.device, unread: Unread | None) -> Tensor:
         """`token_ids` as a tensor, int64, with `unread` as in `on`."""
         tokens = upload(self.token_ids, torch.int64, device)
         if unread is not None:
             rows = upload(self.unread_rows, torch.int64, device)
-            tokens.index_copy_(0, rows, unread)
+            tokens.index_copy_(0, rows, unread.tokens)
         return tokens
 
-    def on(self, device: torch.device, unread: Tensor | None) -> ForwardBatch:
-        """The same as tensors; `unread` int64 [len(unread_rows)] are the tokens at those rows."""
+    def on(self, device: torch.device, unread: Unread | None) -> ForwardBatch:
+        """The same as tensors; `unread` are the tokens at `unread_rows`."""
         width = max(map(len, self.block_table))
         table = [blocks + [0] * (width - len(blocks)) for blocks in self.block_table]
         return ForwardBatch(

@@ -18,7 +18,7 @@ from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.device_table import DeviceTable
 from lite_llama.engine.messages import Decode, OwnsBlocks, Row
 from lite_llama.engine.recording import Recorded, padded_sizes, record
-from lite_llama.engine.upload import upload
+from lite_llama.engine.upload import as_tensor, upload
 from lite_llama.engine.workers import Workers
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import ChainLaunches
@@ -117,7 +117,7 @@ class DecodeGraphs:
             slots + [-1] * padding,
             [position + 1 for position in positions] + [0] * padding,
         ]
-        staging[:, :size] = torch.tensor(rows)
+        staging[:, :size] = as_tensor(rows, torch.int64)
         self.fields[1:].copy_(staging, non_blocking=True)
 
     def record(

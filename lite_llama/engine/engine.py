@@ -17,7 +17,6 @@ from lite_llama.engine.request import Grammar, Request, StepOutput, TokenLogprob
 from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.engine.scheduler import Scheduled, Scheduler
-from lite_llama.engine.upload import upload
 from lite_llama.engine.workers import Workers
 from lite_llama.errors import ContextTooLong, RequestError
 from lite_llama.models.decoder import Decoder
@@ -77,14 +76,13 @@ class _Drawn:
     tokens: _ReadBack
     logprobs: dict[str, TokenLogprobs]
 
-    def unread(self, planned: list[Scheduled]) -> Tensor | None:
-        """The tokens, int64 on the device, of those in the plan of the step behind this one."""
+    def unread(self, planned: list[Scheduled]) -> batch.Unread | None:
+        """The tokens of those in the plan of the step behind this one."""
         wanted = [share.request for share in planned if share.request.num_unread_tokens]
-        tokens = self.tokens.source
-        if not wanted or wanted == self.drawing:
-            return tokens if wanted else None
+        if not wanted:
+            return None
         rows = {request: row for row, request in enumerate(self.drawing)}
-        return tokens[upload([rows[request] for request in wanted], torch.int64, tokens.device)]
+        return batch.Unread(self.tokens.source, [rows[request] for request in wanted])
 
 
 class Engine:

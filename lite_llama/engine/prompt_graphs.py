@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lite_llama.cache.kv_cache import KVCache
-from lite_llama.engine.batch import Inputs
+from lite_llama.engine.batch import Inputs, Unread
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.device_table import DeviceTable
 from lite_llama.engine.recording import Recorded, record
@@ -48,10 +48,10 @@ class PromptGraphs:
         """Whether a step is small enough."""
         return len(inputs.token_ids) <= _SIZES[-1] and inputs.num_prompts <= MAX_PROMPTS
 
-    def run(self, inputs: Inputs, unread: Tensor | None) -> Tensor:
+    def run(self, inputs: Inputs, unread: Unread | None) -> Tensor:
         """Hidden states [num_tokens, hidden] of a step that fits; the next run overwrites them.
 
-        `unread` int64: the tokens at `inputs.unread_rows`, if there are any.
+        `unread`: the tokens at `inputs.unread_rows`, if there are any.
         """
         size = _SIZES[bisect_left(_SIZES, len(inputs.token_ids))]
         decodes = self._num_decodes(inputs.num_decode_seqs, size)
@@ -71,7 +71,7 @@ class PromptGraphs:
         limit = self._plan.max_num_seqs
         return min(size, limit, _FEW if asked <= _FEW else limit)
 
-    def _write(self, inputs: Inputs, unread: Tensor | None, size: int, decodes: int) -> None:
+    def _write(self, inputs: Inputs, unread: Unread | None, size: int, decodes: int) -> None:
         padding = size - len(inputs.token_ids)
         tokens = inputs.token_ids + [0] * padding + inputs.positions + [0] * padding
         tokens += inputs.slot_mapping + [-1] * padding
@@ -83,7 +83,8 @@ class PromptGraphs:
         of_prompts = self._table.changes(decodes, inputs.block_table[asked:])
         places, blocks = of_decodes[0] + of_prompts[0], of_decodes[1] + of_prompts[1]
         # In one copy: to prepare it takes the host longer than the GPU takes for the bytes.
-        lists = (tokens, counts, places, blocks, inputs.unread_rows)
+        drawn = [] if unread is None else unread.rows
+        lists = (tokens, counts, places, blocks, inputs.unread_rows, drawn)
         whole = upload(list(chain(*lists)), torch.int64, self._plan.device)
         sent = torch.split(whole, [*map(len, lists)])
         self._tokens[: 3 * size].copy_(sent[0])
@@ -91,7 +92,7 @@ class PromptGraphs:
         if places:
             self._table.apply(sent[2], sent[3])
         if unread is not None:
-            self._tokens.index_copy_(0, sent[4], unread)
+            self._tokens.index_copy_(0, sent[4], unread.drawn[sent[5]])
 
     def _record(self, size: int, decodes: int) -> Recorded:
         self._tokens.zero_()

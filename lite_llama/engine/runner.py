@@ -52,13 +52,13 @@ class Runner:
 
     @torch.inference_mode()
     def run(
-        self, planned: list[Scheduled], unread: Tensor | None = None, *, all_logits: bool = False
+        self,
+        planned: list[Scheduled],
+        unread: batch.Unread | None = None,
+        *,
+        all_logits: bool = False,
     ) -> Logits:
-        """Logits of the wanted rows of an ordered plan (see `batch.build`).
-
-        `unread` int64: the last token of each request in the plan of which only the device knows
-        it, in order.
-        """
+        """Logits of the wanted rows of an ordered plan (see `batch.build`)."""
         if not all_logits and self.replays(planned):
             return Logits(self._replay(planned, unread, greedy=False), in_place=True)
         inputs = batch.build(planned, self.plan.block_size, all_logits=all_logits)
@@ -67,7 +67,8 @@ class Runner:
         with self._workers.step():
             self._workers.send(inputs)
             if unread is not None:
-                unread = self._workers.ranks.broadcast(unread)
+                tokens = self._workers.ranks.broadcast(unread.tokens)
+                unread = batch.Unread(tokens, list(range(len(tokens))))
             return self.compute(inputs, unread)
 
     def replays(self, planned: list[Scheduled]) -> bool:
@@ -75,18 +76,20 @@ class Runner:
         return self.graphs is not None and batch.only_decodes(planned)
 
     @torch.inference_mode()
-    def draw(self, planned: list[Scheduled], unread: Tensor | None) -> Tensor:
+    def draw(self, planned: list[Scheduled], unread: batch.Unread | None) -> Tensor:
         """The likeliest next token of each request, int64, of a plan that is replayed."""
         return self._replay(planned, unread, greedy=True)
 
-    def _replay(self, planned: list[Scheduled], unread: Tensor | None, *, greedy: bool) -> Tensor:
+    def _replay(
+        self, planned: list[Scheduled], unread: batch.Unread | None, *, greedy: bool
+    ) -> Tensor:
         if self.graphs is None:
             raise AssertionError("there are no graphs to replay")
         requests = [scheduled.request for scheduled in planned]
         positions = [request.num_computed_tokens for request in requests]
         token_ids: list[int] | Tensor
-        if unread is not None and len(unread) == len(requests):
-            token_ids = unread
+        if unread is not None and len(unread.rows) == len(requests):
+            token_ids = unread.tokens
         else:
             inputs = batch.build(planned, self.plan.block_size)
             token_ids = inputs.token_ids
@@ -94,7 +97,7 @@ class Runner:
                 token_ids = inputs.tokens_on(self.plan.device, unread)
         return self.graphs.launch(requests, positions, token_ids, greedy=greedy)
 
-    def compute(self, inputs: batch.Inputs, unread: Tensor | None) -> Logits:
+    def compute(self, inputs: batch.Inputs, unread: batch.Unread | None) -> Logits:
         """Logits of these inputs, on this rank's part of it all."""
         hidden, wanted = self._hidden(inputs, unread), inputs.logits_rows
         if not wanted:  # a chunk of a prompt that goes on
@@ -107,7 +110,7 @@ class Runner:
             return Logits(self.heads.run(hidden, rows), in_place=True)
         return Logits(self.decoder.logits(hidden[rows]), in_place=False)
 
-    def _hidden(self, inputs: batch.Inputs, unread: Tensor | None) -> Tensor:
+    def _hidden(self, inputs: batch.Inputs, unread: batch.Unread | None) -> Tensor:
         if self.prompts is not None and inputs.max_q_len and self.prompts.fits(inputs):
             return self.prompts.run(inputs, unread)
         return self.decoder.hidden(inputs.on(self.plan.device, unread), self.kv_cache)

@@ -13,10 +13,9 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
 
 from lite_llama.checkpoint.reader import open_checkpoint
-from lite_llama.engine.batch import Inputs
+from lite_llama.engine.batch import Inputs, Unread
 from lite_llama.engine.child_process import follow_parent
 from lite_llama.engine.config import EnginePlan, free_memory
 from lite_llama.engine.cuda_graphs import SharedGraphs
@@ -79,12 +78,10 @@ def serve(pipe: Connection) -> None:
 def follow(runner: Runner, message: ToRank, ranks: RankGroup) -> None:
     """Compute a step; its logits are rank 0's to use."""
     if isinstance(message, Inputs):
-        unread: Tensor | None = None
-        if message.unread_rows:
-            empty = torch.empty(
-                len(message.unread_rows), dtype=torch.int64, device=runner.plan.device
-            )
-            unread = ranks.broadcast(empty)
+        unread: Unread | None = None
+        if count := len(message.unread_rows):
+            empty = torch.empty(count, dtype=torch.int64, device=runner.plan.device)
+            unread = Unread(ranks.broadcast(empty), list(range(count)))
         runner.compute(message, unread)
     elif isinstance(message, Decode) and isinstance(runner.graphs, SharedGraphs):
         runner.graphs.follow(message, ranks)
