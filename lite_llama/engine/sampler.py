@@ -44,6 +44,8 @@ class Sampler:
         on_gpu = device.type == "cuda"
         self._words = torch.full(shape, -1, dtype=torch.int32, pin_memory=on_gpu)
         self._masks = torch.full(shape, -1, dtype=torch.int32, device=device)
+        # Beside the forward pass whose logits they are for.
+        self._sending = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._record = record
         self._recorded: dict[tuple[int, _Kind], Recorded] = {}
 
@@ -95,7 +97,7 @@ class Sampler:
         if not kind.is_greedy:
             self._rows.hold(requests)
         if is_masked:
-            self._masks[:num_rows].copy_(self._words[:num_rows], non_blocking=True)
+            self._send_masks(num_rows)
         if recorded is None:
             return self._launch(own, kind)
         graph, tokens = recorded
@@ -110,7 +112,15 @@ class Sampler:
             self._masks.fill_(-1)  # a recording runs the launches once, and the logits are needed
             self._recorded[key] = self._record(lambda: self._launch(logits, kind))
             self._rows.forget()
+            if self._sending is not None:
+                self._sending.wait_stream(torch.cuda.current_stream())
         return self._recorded[key]
+
+    def _send_masks(self, num_rows: int) -> None:
+        with torch.cuda.stream(self._sending):  # None is the present one
+            self._masks[:num_rows].copy_(self._words[:num_rows], non_blocking=True)
+        if self._sending is not None:
+            torch.cuda.current_stream().wait_stream(self._sending)
 
     def _launch(self, logits: Tensor, kind: _Kind) -> Tensor:
         if kind.is_masked:
