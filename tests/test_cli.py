@@ -210,9 +210,9 @@ def test_doctor_names_the_tuned_tables_of_a_gpu(
     tuned.SHIPPED.mkdir()
     entry = (
         '{"shape": {}, "dtype": "bfloat16", "batch": 1, "kernels": "%s", "sites": {}, '
-        '"measured": {}}'
+        '"attention_kernel": "", "measured": {}}'
     )
-    entries = f"{entry % tuned.kernel_version()}, {entry % 'old'}"
+    entries = f"{entry % tuned.kernel_version(tuned.PRODUCTS)}, {entry % 'old'}"
     (tuned.SHIPPED / "nvidia-b200.json").write_text(f'{{"entries": [{entries}]}}')
     assert "shipped: 2 entries, 1 stale" in inspection._tuned_launches()
     (tuned.SHIPPED / "nvidia-b200.json").write_text("{")

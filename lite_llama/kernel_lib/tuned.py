@@ -1,8 +1,9 @@
 """Tables of launches that `lite-llama tune` found: the user's own first, then the shipped ones.
 
 A table is one JSON file a GPU, `{"gpu": name, "entries": [...]}`. An entry holds the launches of
-one model shape, dtype and batch size, and the version of the kernels they were measured with: one
-of other kernels is passed over. docs/tuning.md has the format.
+one model shape, dtype and batch size, and the versions of the kernels they were measured with: one
+of other products is passed over, and of another attention only its launch. docs/tuning.md has the
+format.
 """
 
 import hashlib
@@ -23,12 +24,8 @@ BATCHES = (1, 2, 4, 8)
 _PACKAGE = Path(__file__).parent.parent
 SHIPPED = _PACKAGE / "tuned"
 # The kernels of the decode chain, from the package's root.
-KERNELS = (
-    "kernel_lib/decode_*.py",
-    "ops/attention_decode/kernel.py",
-    "ops/linear_add/kernel.py",
-    "ops/norm_*/kernel.py",
-)
+PRODUCTS = ("kernel_lib/decode_*.py", "ops/linear_add/kernel.py", "ops/norm_*/kernel.py")
+ATTENTION = ("ops/attention_decode/kernel.py",)
 _POWERS = ("block_n", "block_k", "num_warps")
 _MAX_INTEGER = 1 << 20
 
@@ -43,14 +40,20 @@ class Entry:
     dtype: str
     batch: int
     kernels: str
+    attention_kernel: str
     sites: Mapping[str, Any]
     measured: Mapping[str, Any]
     where: str
 
     @property
     def is_stale(self) -> bool:
-        """Whether it was measured with other kernels than the present ones."""
-        return self.kernels != kernel_version()
+        """Whether its products were measured with other kernels than the present ones."""
+        return self.kernels != kernel_version(PRODUCTS)
+
+    @property
+    def has_stale_attention(self) -> bool:
+        """The same of its attention."""
+        return self.attention_kernel != kernel_version(ATTENTION)
 
 
 def user_folder() -> Path:
@@ -94,6 +97,7 @@ def _entry(item: Any, where: str) -> Entry:
         dtype=_member(item, "dtype", str, where),
         batch=_member(item, "batch", int, where),
         kernels=_member(item, "kernels", str, where),
+        attention_kernel=_member(item, "attention_kernel", str, where),
         sites=_member(item, "sites", dict, where),
         measured=_member(item, "measured", dict, where),
         where=where,
@@ -146,9 +150,9 @@ def _malformed(where: str, value: Any, expected: str) -> ConfigError:
 
 
 @cache
-def kernel_version() -> str:
-    """Hash of the chain's kernels, the same whatever their comments and line breaks."""
-    found = [path for pattern in KERNELS for path in sorted(_PACKAGE.glob(pattern))]
+def kernel_version(patterns: tuple[str, ...]) -> str:
+    """Hash of these kernels, the same whatever their comments and line breaks."""
+    found = [path for pattern in patterns for path in sorted(_PACKAGE.glob(pattern))]
     digest = hashlib.sha256()
     for path in found:
         digest.update("".join(_code(path.read_text(encoding="utf-8"))).encode())

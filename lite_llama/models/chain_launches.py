@@ -76,7 +76,8 @@ def find_launches(
     entry = tuned.find(gpu, tuned_shape(config), dtype_name(activations), num_tokens)
     if entry is None:
         return choose_launches(config, num_tokens)
-    return read_launches(entry.sites, f"{entry.where}.sites")
+    launches = read_launches(entry.sites, f"{entry.where}.sites")
+    return replace(launches, attention=None) if entry.has_stale_attention else launches
 
 
 def tuned_shape(config: ModelConfig) -> dict[str, int]:

@@ -123,7 +123,8 @@ def _tune_batch(
         "shape": tuned_shape(engine.model),
         "dtype": dtype_name(dtype),
         "batch": size,
-        "kernels": tuned.kernel_version(),
+        "kernels": tuned.kernel_version(tuned.PRODUCTS),
+        "attention_kernel": tuned.kernel_version(tuned.ATTENTION),
     }
     progress = report.progress_path(output)
     search_key = {

@@ -17,7 +17,8 @@ SHAPE = {"hidden_size": 64, "num_layers": 2}
 
 def entry(**changes: Any) -> dict[str, Any]:
     return {
-        "shape": SHAPE, "dtype": "bfloat16", "batch": 1, "kernels": tuned.kernel_version(),
+        "shape": SHAPE, "dtype": "bfloat16", "batch": 1,
+        "kernels": tuned.kernel_version(tuned.PRODUCTS), "attention_kernel": "0123456789ab",
         "sites": {"o": asdict(GemvLaunch(2, 512, 4))}, "measured": {}, **changes,
     }  # fmt: skip
 
@@ -90,6 +91,7 @@ def test_an_entry_of_other_kernels_is_passed_over(folders: tuple[Path, Path]) ->
         ({"batch": "1"}, r"entries\[0\]\.batch is '1'"),
         ({"sites": []}, r"entries\[0\]\.sites is \[\]"),
         ({"kernels": None}, r"entries\[0\]\.kernels is None"),
+        ({"attention_kernel": 1}, r"entries\[0\]\.attention_kernel is 1"),
     ],
 )
 def test_a_malformed_entry_is_refused_by_file_and_key(
@@ -146,7 +148,7 @@ def test_the_kernel_version_follows_the_code_and_not_its_comments(
 
     def version(text: str) -> str:
         source.write_text(text)
-        return tuned.kernel_version.__wrapped__()
+        return tuned.kernel_version.__wrapped__(tuned.PRODUCTS)
 
     first = version("if a:\n    b = 1\n    c = 2\n")
     assert version("# why\nif a:\n\n    b = 1  # note\n    c  =  2\n") == first
@@ -154,9 +156,9 @@ def test_the_kernel_version_follows_the_code_and_not_its_comments(
     assert version("if a:\n    b = 1\n    c = 3\n") != first
 
 
-def test_the_kernel_version_covers_every_kernel_of_the_chain() -> None:
-    root = tuned.SHIPPED.parent
-    found = {str(p.relative_to(root)) for pattern in tuned.KERNELS for p in root.glob(pattern)}
+def test_the_kernel_versions_cover_every_kernel_of_the_chain() -> None:
+    root, patterns = tuned.SHIPPED.parent, tuned.PRODUCTS + tuned.ATTENTION
+    found = {str(p.relative_to(root)) for pattern in patterns for p in root.glob(pattern)}
     assert found >= {
         "kernel_lib/decode_gemv.py", "ops/norm_rope_write/kernel.py",
         "ops/attention_decode/kernel.py", "ops/linear_add/kernel.py",

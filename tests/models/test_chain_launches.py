@@ -35,15 +35,27 @@ def other_launches() -> ChainLaunches:
     )
 
 
-def write_table(folder: Path, launches: ChainLaunches) -> Path:
+def write_table(folder: Path, launches: ChainLaunches, attention_kernel: str | None = None) -> Path:
     entry: dict[str, Any] = {
         "shape": tuned_shape(BASE), "dtype": "bfloat16", "batch": 1,
-        "kernels": tuned.kernel_version(), "sites": asdict(launches), "measured": {},
+        "kernels": tuned.kernel_version(tuned.PRODUCTS),
+        "attention_kernel": attention_kernel or tuned.kernel_version(tuned.ATTENTION),
+        "sites": asdict(launches), "measured": {},
     }  # fmt: skip
     folder.mkdir(parents=True)
     path = folder / "nvidia-h200.json"
     path.write_text(json.dumps({"gpu": "NVIDIA H200", "entries": [entry]}))
     return path
+
+
+def test_attention_of_another_kernel_is_launched_as_its_operator_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    given = other_launches()
+    assert given.attention is not None
+    write_table(tuned.user_folder(), given, attention_kernel="0123456789ab")
+    assert find_launches(BASE, torch.bfloat16, 1, H200) == replace(given, attention=None)
 
 
 def test_a_table_changes_the_launches_and_its_removal_brings_the_defaults_back(

@@ -46,7 +46,10 @@ def test_a_malformed_progress_file_is_refused(tmp_path: Path, text: str) -> None
 
 def test_an_entry_replaces_the_one_of_its_shape_and_batch(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "gpu.json"
-    base = {"shape": {"a": 1}, "dtype": "bfloat16", "kernels": "k", "sites": {}, "measured": {}}
+    base = {
+        "shape": {"a": 1}, "dtype": "bfloat16", "kernels": "k", "attention_kernel": "a",
+        "sites": {}, "measured": {},
+    }  # fmt: skip
     for batch, kernels in ((1, "old"), (2, "old"), (1, "new")):
         report.write_entry(path, "GPU", {**base, "batch": batch, "kernels": kernels})
     assert [(e.batch, e.kernels) for e in tuned.read(path)] == [(2, "old"), (1, "new")]
