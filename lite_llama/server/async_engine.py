@@ -7,7 +7,7 @@
     close, deadline -------- Abort -----------> before the next step
 
 Tokens become text where a stream asks for them, all that have come at once. Streams are told of
-their tokens in rounds, and a loop that would spend more than a fifth of its time on that makes
+their tokens in rounds, and a loop that would spend more than a ninth of its time on that makes
 pauses between them: a stream then finds several tokens, which become one piece of text (see
 `_Rounds`). No turn of the loop does much: a few streams are told, and a few requests begin.
 """
@@ -53,7 +53,7 @@ _URGENT_SHARE = 2
 # a crowd of both, neither waits for the other.
 _BEGINNERS = 1
 # A pause between two rounds is so many times the round before it, and at most so long.
-_PAUSE_SHARE = 4.0
+_PAUSE_SHARE = 8.0
 _MAX_PAUSE_S = 0.02
 # After a failed batch, the log names the cause and the clients this.
 _STEP_FAILED = "the engine failed while it worked on this request; try again"
@@ -166,7 +166,7 @@ class _Rounds:
     """Tells streams that they have tokens, a group a turn of the event loop.
 
     First and last tokens go first. The others go in rounds: a round tells all that have some. It
-    lasts until the last one has written, and the next begins no sooner than four times as long
+    lasts until the last one has written, and the next begins no sooner than eight times as long
     after it: so most of the loop's time is left, whatever the engine's pace, and tokens that come
     during a pause are written together.
     """

@@ -14,6 +14,7 @@ from lite_llama.engine import batch
 from lite_llama.engine import engine as engine_module
 from lite_llama.engine.config import EngineConfig, resolve
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.logits import Logits
 from lite_llama.engine.scheduler import Scheduled
 from lite_llama.models.loader import random_decoder
 from lite_llama.server import engine_process
@@ -36,14 +37,15 @@ class PacedGpu:
     def replays(self, planned: list[Scheduled]) -> bool:
         return batch.only_decodes(planned)
 
-    def draw(self, planned: list[Scheduled], _: Tensor | None) -> Tensor:
+    def draw(self, planned: list[Scheduled], _: batch.Unread | None) -> Tensor:
         self._launch(planned)
         return self._tokens[: len(planned)]
 
-    def run(self, planned: list[Scheduled], _: Tensor | None = None) -> Tensor:
+    def run(self, planned: list[Scheduled], _: batch.Unread | None = None) -> Logits:
         """Logits of a vocabulary of one."""
         self._launch(planned)
-        return torch.zeros(sum(share.draws_token for share in planned), 1)
+        values = torch.zeros(sum(share.draws_token for share in planned), 1)
+        return Logits(values, in_place=False)
 
     @classmethod
     def _launch(cls, planned: list[Scheduled]) -> None:
