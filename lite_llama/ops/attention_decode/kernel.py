@@ -5,6 +5,7 @@ which are the rows of one small matrix, so that K and V are read once. The last 
 a (sequence, KV head) pair folds the chunks' partial results together, in their order.
 """
 
+import math
 from functools import cache
 
 import torch
@@ -25,20 +26,36 @@ LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 @triton.jit
 def _tile_rows(
+    k_ptr,
+    v_ptr,
     table_row_ptr,
-    keys,
-    inside,
-    k_block_stride,
-    k_token_stride,
-    v_block_stride,
-    v_token_stride,
+    start,
+    end,
+    K_STRIDES: tl.constexpr,
+    V_STRIDES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    RUN: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
 ):
-    """Where keys lie in the caches, in elements: (of k, of v)."""
-    blocks = tl.load(table_row_ptr + keys // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-    slots = keys % BLOCK_SIZE
-    k_rows = blocks * k_block_stride + slots * k_token_stride
-    return k_rows, blocks * v_block_stride + slots * v_token_stride
+    """Where BLOCK_N keys from `start` on lie in the caches, as pointers: (of k, of v).
+
+    A block is looked up once for RUN keys. Those at and past `end` are said to lie where the
+    sequence has a block too, so that reading there is not forbidden.
+    """
+    last_run = tl.maximum(end - 1, 0) // RUN
+    runs = tl.minimum(start // RUN + tl.arange(0, BLOCK_N // RUN), last_run)
+    blocks = tl.load(table_row_ptr + runs // (BLOCK_SIZE // RUN)).to(tl.int64)
+    k_runs, v_runs = k_ptr + blocks * K_STRIDES[0], v_ptr + blocks * V_STRIDES[0]
+    if RUN < BLOCK_SIZE:
+        first_slots = (runs % (BLOCK_SIZE // RUN) * RUN).to(tl.int64)
+        k_runs += first_slots * K_STRIDES[1]
+        v_runs += first_slots * V_STRIDES[1]
+    in_run = tl.arange(0, RUN).to(tl.int64)[None, :]
+    k_rows = (k_runs[:, None] + in_run * K_STRIDES[1]).reshape(BLOCK_N)
+    v_rows = (v_runs[:, None] + in_run * V_STRIDES[1]).reshape(BLOCK_N)
+    # The compiler forgets what divides a pointer when the shape changes.
+    return tl.multiple_of(k_rows, ALIGNMENT), tl.multiple_of(v_rows, ALIGNMENT)
 
 
 @triton.jit
@@ -54,10 +71,10 @@ def _after_loads(x):
 
 
 @triton.jit
-def _fold_tile(q, k, v, inside, qk_scale, acc, row_max, row_sum, PRECISION: tl.constexpr):
+def _fold_tile(q, k, v, seen, qk_scale, acc, row_max, row_sum, PRECISION: tl.constexpr):
     """Softmax-weighted values so far, and those of one more tile: (acc, maximum, sum)."""
     scores = tl.dot(q, k.T, input_precision=PRECISION) * qk_scale
-    scores = tl.where(inside[None, :], scores, float("-inf"))
+    scores = tl.where(seen[None, :], scores, float("-inf"))
     new_max = tl.maximum(row_max, tl.max(scores, 1))
     weights = tl.exp2(scores - new_max[:, None])
     rescale = tl.exp2(row_max - new_max)
@@ -68,15 +85,32 @@ def _fold_tile(q, k, v, inside, qk_scale, acc, row_max, row_sum, PRECISION: tl.c
 
 @triton.jit
 def _load_and_fold(
-    q, k_ptr, v_ptr, table_row_ptr, keys, end, strides, dims, real_dim, qk_scale,
-    acc, row_max, row_sum, BLOCK_SIZE: tl.constexpr, PRECISION: tl.constexpr,
+    q, k_ptr, v_ptr, table_row_ptr, start, begin, end, dims, real_dim, qk_scale,
+    acc, row_max, row_sum,
+    K_STRIDES: tl.constexpr, V_STRIDES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr, RUN: tl.constexpr, ALIGNMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`_fold_tile` of those of `keys` that lie before `end`, from the caches."""
-    k_rows, v_rows = _tile_rows(table_row_ptr, keys, keys < end, *strides, BLOCK_SIZE)
-    mask = (keys < end)[:, None] & real_dim
-    k = tl.load(k_ptr + k_rows[:, None] + dims[None, :], mask=mask, other=0.0)
-    v = tl.load(v_ptr + v_rows[:, None] + dims[None, :], mask=mask, other=0.0)
-    return _fold_tile(q, k, v, keys < end, qk_scale, acc, row_max, row_sum, PRECISION)
+    """`_fold_tile` of those of BLOCK_N keys from `start` on that lie in [begin, end)."""
+    k_rows, v_rows = _tile_rows(
+        k_ptr, v_ptr, table_row_ptr, start, end, K_STRIDES, V_STRIDES,
+        BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT,
+    )  # fmt: skip
+    seen = _seen(start, begin, end, BLOCK_N)
+    # A key that is not seen may be anything, its value may not: 0 times NaN is NaN.
+    k = tl.load(k_rows[:, None] + dims[None, :], mask=real_dim[None, :], other=0.0)
+    v = tl.load(v_rows[:, None] + dims[None, :], mask=seen[:, None] & real_dim[None, :], other=0.0)
+    return _fold_tile(q, k, v, seen, qk_scale, acc, row_max, row_sum, PRECISION)
+
+
+@triton.jit
+def _seen(start, begin, end, BLOCK_N: tl.constexpr):
+    """Which of BLOCK_N keys from `start` on lie in [begin, end); `begin` None: before `end`."""
+    # The differences are numbers of the whole program, a comparison each is left to a thread.
+    seen = tl.arange(0, BLOCK_N) < end - start
+    if begin is not None:
+        seen &= tl.arange(0, BLOCK_N) >= begin - start
+    return seen
 
 
 @triton.jit
@@ -170,19 +204,17 @@ def attention_decode_kernel(
     window,
     q_row_stride,
     q_head_stride,
-    k_block_stride,
-    k_token_stride,
-    k_head_stride,
-    v_block_stride,
-    v_token_stride,
-    v_head_stride,
     table_row_stride,
     num_kv_heads,
     max_chunks,
     min_chunk,
     Q_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    K_STRIDES: tl.constexpr,
+    V_STRIDES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    RUN: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     ROWS: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -193,17 +225,23 @@ def attention_decode_kernel(
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Grid: (KV heads, sequences, programs that share a sequence's chunks)."""
+    """Grid: (KV heads, sequences, programs that share a sequence's chunks).
+
+    K_STRIDES, V_STRIDES: of blocks, tokens and heads; constants, so that only a block's place is
+    computed. RUN: keys that lie in one tile and one block. ALIGNMENT: of all of them, in bytes.
+    """
     if OVERLAP:
         gdc_launch_dependents()
     kv_head = tl.program_id(0)
     seq = tl.program_id(1)
     kv_len = tl.load(seq_lens_ptr + seq).to(tl.int32)
     first = 0
+    window_begin = None
     if HAS_WINDOW:
-        first = tl.maximum(kv_len - window, 0)
+        window_begin = kv_len - window
+        first = tl.maximum(window_begin, 0) // RUN * RUN
     num_keys = kv_len - first
-    chunk = tl.maximum(tl.cdiv(tl.cdiv(num_keys, max_chunks), BLOCK_N) * BLOCK_N, min_chunk)
+    chunk = tl.cdiv(tl.maximum(tl.cdiv(num_keys, max_chunks), min_chunk), BLOCK_N) * BLOCK_N
     num_chunks = tl.cdiv(num_keys, chunk)
     if OVERLAP:  # A program's chunks lie apart: the first is known before the wait.
         num_working = num_chunks
@@ -215,33 +253,35 @@ def attention_decode_kernel(
         return
 
     table_row_ptr = block_table_ptr + seq.to(tl.int64) * table_row_stride
-    k_ptr += kv_head * k_head_stride
-    v_ptr += kv_head * v_head_stride
+    k_ptr += kv_head * K_STRIDES[2]
+    v_ptr += kv_head * V_STRIDES[2]
     dims = tl.arange(0, BLOCK_D)
-    real_dim = (dims < HEAD_DIM)[None, :]
-    tile_keys = tl.arange(0, BLOCK_N)
-    strides = (k_block_stride, k_token_stride, v_block_stride, v_token_stride)
+    real_dim = dims < HEAD_DIM
     if OVERLAP:
         # The first tile is loaded before the wait, but for the newest key, which the kernel before
         # writes: the others are of earlier steps. Idle programs have left: all that write wait.
-        first_keys = first + tl.program_id(2) * chunk + tile_keys
-        first_inside = first_keys < tl.minimum(first + (tl.program_id(2) + 1) * chunk, kv_len)
-        k_rows, v_rows = _tile_rows(table_row_ptr, first_keys, first_inside, *strides, BLOCK_SIZE)
-        first_k_ptr = k_ptr + k_rows[:, None] + dims[None, :]
-        first_v_ptr = v_ptr + v_rows[:, None] + dims[None, :]
-        is_newest = (first_keys == kv_len - 1)[:, None] & real_dim
-        is_old = (first_inside & (first_keys < kv_len - 1))[:, None] & real_dim
-        k = tl.load(first_k_ptr, mask=is_old, other=0.0)
-        v = tl.load(first_v_ptr, mask=is_old, other=0.0)
+        first_begin = first + tl.program_id(2) * chunk
+        first_end = tl.minimum(first_begin + chunk, kv_len)
+        first_seen = _seen(first_begin, window_begin, first_end, BLOCK_N)
+        k_rows, v_rows = _tile_rows(
+            k_ptr, v_ptr, table_row_ptr, first_begin, first_end, K_STRIDES, V_STRIDES,
+            BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT,
+        )  # fmt: skip
+        first_k_ptr = k_rows[:, None] + dims[None, :]
+        first_v_ptr = v_rows[:, None] + dims[None, :]
+        newest = tl.arange(0, BLOCK_N) == kv_len - 1 - first_begin
+        old = first_seen & ~newest
+        k = tl.load(first_k_ptr, mask=old[:, None] & real_dim[None, :], other=0.0)
+        v = tl.load(first_v_ptr, mask=old[:, None] & real_dim[None, :], other=0.0)
         gdc_wait()
         # `other` leaves what is there: no value passes through an instruction.
-        k = tl.load(first_k_ptr, mask=is_newest, other=k)
-        v = tl.load(first_v_ptr, mask=is_newest, other=v)
+        k = tl.load(first_k_ptr, mask=newest[:, None] & real_dim[None, :], other=k)
+        v = tl.load(first_v_ptr, mask=newest[:, None] & real_dim[None, :], other=v)
 
     head_in_group = tl.arange(0, ROWS)
     real_row = head_in_group < Q_PER_KV
     heads = kv_head * Q_PER_KV + head_in_group
-    inside = real_row[:, None] & real_dim
+    inside = real_row[:, None] & real_dim[None, :]
     q_offsets = seq.to(tl.int64) * q_row_stride + heads[:, None] * q_head_stride + dims[None, :]
     q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
     if OVERLAP:
@@ -261,7 +301,7 @@ def attention_decode_kernel(
     if OVERLAP:
         if num_chunks > 0:
             acc, row_max, row_sum = _fold_tile(
-                q, k, v, first_inside, qk_scale, acc, row_max, row_sum, PRECISION
+                q, k, v, first_seen, qk_scale, acc, row_max, row_sum, PRECISION
             )
         if ONE_CHUNK:  # A loop of one round, which the compiler knows to be one.
             last, step = tl.program_id(2) + 1, 1
@@ -274,8 +314,9 @@ def attention_decode_kernel(
             if begin < end:  # A loop that never runs would still find where its first tiles lie.
                 for start in range(begin, end, BLOCK_N):
                     acc, row_max, row_sum = _load_and_fold(
-                        q, k_ptr, v_ptr, table_row_ptr, start + tile_keys, end, strides, dims,
-                        real_dim, qk_scale, acc, row_max, row_sum, BLOCK_SIZE, PRECISION,
+                        q, k_ptr, v_ptr, table_row_ptr, start, window_begin, end, dims, real_dim,
+                        qk_scale, acc, row_max, row_sum,
+                        K_STRIDES, V_STRIDES, BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT, PRECISION,
                     )  # fmt: skip
             if num_chunks > 1:
                 _store_partial(
@@ -289,8 +330,9 @@ def attention_decode_kernel(
         index = tl.program_id(2) * share
         for start in range(begin, end, BLOCK_N):
             acc, row_max, row_sum = _load_and_fold(
-                q, k_ptr, v_ptr, table_row_ptr, start + tile_keys, end, strides, dims, real_dim,
-                qk_scale, acc, row_max, row_sum, BLOCK_SIZE, PRECISION,
+                q, k_ptr, v_ptr, table_row_ptr, start, window_begin, end, dims, real_dim,
+                qk_scale, acc, row_max, row_sum,
+                K_STRIDES, V_STRIDES, BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT, PRECISION,
             )  # fmt: skip
             if num_chunks > 1 and start + BLOCK_N >= tl.minimum(first + (index + 1) * chunk, end):
                 _store_partial(
@@ -419,19 +461,17 @@ def launch(
         0 if window is None else window,
         q.stride(0),
         q.stride(1),
-        k_cache.stride(0),
-        k_cache.stride(1),
-        k_cache.stride(2),
-        v_cache.stride(0),
-        v_cache.stride(1),
-        v_cache.stride(2),
         block_table.stride(0),
         num_kv_heads,
         how.max_chunks,
         how.min_chunk,
         Q_PER_KV=q_per_kv,
         HEAD_DIM=head_dim,
+        K_STRIDES=k_cache.stride()[:3],
+        V_STRIDES=v_cache.stride()[:3],
         BLOCK_SIZE=block_size,
+        RUN=math.gcd(how.block_n, block_size),
+        ALIGNMENT=_alignment(k_cache, v_cache),
         ROWS=max(MIN_ROWS, triton.next_power_of_2(q_per_kv)),
         GROUP_ROWS=triton.next_power_of_2(q_per_kv),
         BLOCK_N=how.block_n,
@@ -446,6 +486,14 @@ def launch(
         launch_pdl=overlap,
     )
     return out
+
+
+def _alignment(*caches: Tensor) -> int:
+    """What divides the address of every row in them, up to the 16 bytes of the widest load."""
+    return math.gcd(
+        16, *(x.data_ptr() for x in caches),
+        *(stride * x.itemsize for x in caches for stride in x.stride()[:3]),
+    )  # fmt: skip
 
 
 @cache
