@@ -1,7 +1,7 @@
 """Flash decoding (Dao et al. 2023, https://pytorch.org/blog/flash-decoding/), in Triton.
 
 A sequence's keys are cut into chunks. A program folds a chunk for all query heads of one KV head,
-which are the rows of one small matrix, so that K and V are read once. The last program to finish
+which are the columns of one small matrix, so that K and V are read once. The last program to finish
 a (sequence, KV head) pair folds the chunks' partial results together, in their order.
 """
 
@@ -18,8 +18,8 @@ from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.ops.attention_decode.launch import Launch, Problem, choose_launch
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# Rows of the smallest tensor-core tile.
-MIN_ROWS = 16
+# Columns of the smallest tensor-core tile.
+MIN_COLUMNS = 8
 # A maximum of nothing that may be subtracted from -inf.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
@@ -71,22 +71,26 @@ def _after_loads(x):
 
 
 @triton.jit
-def _fold_tile(q, k, v, seen, qk_scale, acc, row_max, row_sum, PRECISION: tl.constexpr):
-    """Softmax-weighted values so far, and those of one more tile: (acc, maximum, sum)."""
-    scores = tl.dot(q, k.T, input_precision=PRECISION) * qk_scale
-    scores = tl.where(seen[None, :], scores, float("-inf"))
-    new_max = tl.maximum(row_max, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_max[:, None])
-    rescale = tl.exp2(row_max - new_max)
-    row_sum = row_sum * rescale + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
-    return acc, new_max, row_sum
+def _fold_tile(q, k, v, seen, qk_scale, acc, row_max, sums, PRECISION: tl.constexpr):
+    """Softmax-weighted values so far, and those of one more tile: (acc, maximum, sums).
+
+    Keys and dimensions are rows, heads are columns: tensor cores take 8 columns, but 16 rows.
+    `sums` has a part of each head's sum for each key of a tile: nothing passes between threads.
+    """
+    scores = tl.dot(k, q, input_precision=PRECISION)
+    scores = tl.where(seen[:, None], scores, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(scores, 0) * qk_scale)
+    weights = tl.exp2(scores * qk_scale - new_max[None, :])
+    rescale = tl.exp2(row_max - new_max)[None, :]
+    sums = sums * rescale + weights
+    acc = tl.dot(v, weights.to(v.dtype), acc * rescale, input_precision=PRECISION)
+    return acc, new_max, sums
 
 
 @triton.jit
 def _load_and_fold(
     q, k_ptr, v_ptr, table_row_ptr, start, begin, end, dims, real_dim, qk_scale,
-    acc, row_max, row_sum,
+    acc, row_max, sums,
     K_STRIDES: tl.constexpr, V_STRIDES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr, RUN: tl.constexpr, ALIGNMENT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -99,8 +103,8 @@ def _load_and_fold(
     seen = _seen(start, begin, end, BLOCK_N)
     # A key that is not seen may be anything, its value may not: 0 times NaN is NaN.
     k = tl.load(k_rows[:, None] + dims[None, :], mask=real_dim[None, :], other=0.0)
-    v = tl.load(v_rows[:, None] + dims[None, :], mask=seen[:, None] & real_dim[None, :], other=0.0)
-    return _fold_tile(q, k, v, seen, qk_scale, acc, row_max, row_sum, PRECISION)
+    v = tl.load(v_rows[None, :] + dims[:, None], mask=seen[None, :] & real_dim[:, None], other=0.0)
+    return _fold_tile(q, k, v, seen, qk_scale, acc, row_max, sums, PRECISION)
 
 
 @triton.jit
@@ -115,20 +119,21 @@ def _seen(start, begin, end, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _store_partial(
-    partial_ptr, max_ptr, sum_ptr, rows, real_row, inside, acc, row_max, row_sum,
+    partial_ptr, max_ptr, sum_ptr, rows, real_row, inside, acc, row_max, sums,
     dims, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """A chunk's result: rows of the partial results [rows, HEAD_DIM], their maxima and sums."""
-    tl.store(partial_ptr + rows[:, None] * HEAD_DIM + dims[None, :], acc, mask=inside)
+    tl.store(partial_ptr + rows[None, :] * HEAD_DIM + dims[:, None], acc, mask=inside)
     tl.store(max_ptr + rows, row_max, mask=real_row)
-    tl.store(sum_ptr + rows, row_sum, mask=real_row)
+    tl.store(sum_ptr + rows, tl.sum(sums, 0), mask=real_row)
 
 
 @triton.jit
-def _nothing_seen(ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The state before any key: (acc, maximum, sum)."""
-    acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    return acc, tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
+def _nothing_seen(BLOCK_N: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The state before any key: (acc, maximum, sums)."""
+    acc = tl.zeros((BLOCK_D, COLUMNS), tl.float32)
+    sums = tl.zeros((BLOCK_N, COLUMNS), tl.float32)
+    return acc, tl.full((COLUMNS,), float("-inf"), tl.float32), sums
 
 
 @triton.jit
@@ -215,7 +220,7 @@ def attention_decode_kernel(
     BLOCK_SIZE: tl.constexpr,
     RUN: tl.constexpr,
     ALIGNMENT: tl.constexpr,
-    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -268,21 +273,21 @@ def attention_decode_kernel(
             BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT,
         )  # fmt: skip
         first_k_ptr = k_rows[:, None] + dims[None, :]
-        first_v_ptr = v_rows[:, None] + dims[None, :]
+        first_v_ptr = v_rows[None, :] + dims[:, None]
         newest = tl.arange(0, BLOCK_N) == kv_len - 1 - first_begin
         old = first_seen & ~newest
         k = tl.load(first_k_ptr, mask=old[:, None] & real_dim[None, :], other=0.0)
-        v = tl.load(first_v_ptr, mask=old[:, None] & real_dim[None, :], other=0.0)
+        v = tl.load(first_v_ptr, mask=old[None, :] & real_dim[:, None], other=0.0)
         gdc_wait()
         # `other` leaves what is there: no value passes through an instruction.
         k = tl.load(first_k_ptr, mask=newest[:, None] & real_dim[None, :], other=k)
-        v = tl.load(first_v_ptr, mask=newest[:, None] & real_dim[None, :], other=v)
+        v = tl.load(first_v_ptr, mask=newest[None, :] & real_dim[:, None], other=v)
 
-    head_in_group = tl.arange(0, ROWS)
+    head_in_group = tl.arange(0, COLUMNS)
     real_row = head_in_group < Q_PER_KV
     heads = kv_head * Q_PER_KV + head_in_group
-    inside = real_row[:, None] & real_dim[None, :]
-    q_offsets = seq.to(tl.int64) * q_row_stride + heads[:, None] * q_head_stride + dims[None, :]
+    inside = real_row[None, :] & real_dim[:, None]
+    q_offsets = seq.to(tl.int64) * q_row_stride + heads[None, :] * q_head_stride + dims[:, None]
     q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
     if OVERLAP:
         k, v = _after_loads(k), _after_loads(v)
@@ -291,17 +296,17 @@ def attention_decode_kernel(
     partial_rows = out_rows * max_chunks
 
     # Without a sink: nothing seen yet. With one: a key of value 0, in the denominator only.
-    first_max = tl.full((ROWS,), LOWEST, tl.float32)
+    first_max = tl.full((COLUMNS,), LOWEST, tl.float32)
     first_sum = 0.0
     if HAS_SINKS:
         first_max = tl.load(sinks_ptr + heads, mask=real_row, other=0.0).to(tl.float32) * LOG2_E
         first_sum = 1.0
 
-    acc, row_max, row_sum = _nothing_seen(ROWS, BLOCK_D)
+    acc, row_max, sums = _nothing_seen(BLOCK_N, COLUMNS, BLOCK_D)
     if OVERLAP:
         if num_chunks > 0:
-            acc, row_max, row_sum = _fold_tile(
-                q, k, v, first_seen, qk_scale, acc, row_max, row_sum, PRECISION
+            acc, row_max, sums = _fold_tile(
+                q, k, v, first_seen, qk_scale, acc, row_max, sums, PRECISION
             )
         if ONE_CHUNK:  # A loop of one round, which the compiler knows to be one.
             last, step = tl.program_id(2) + 1, 1
@@ -313,42 +318,42 @@ def attention_decode_kernel(
             begin += tl.where(index == tl.program_id(2), BLOCK_N, 0)
             if begin < end:  # A loop that never runs would still find where its first tiles lie.
                 for start in range(begin, end, BLOCK_N):
-                    acc, row_max, row_sum = _load_and_fold(
+                    acc, row_max, sums = _load_and_fold(
                         q, k_ptr, v_ptr, table_row_ptr, start, window_begin, end, dims, real_dim,
-                        qk_scale, acc, row_max, row_sum,
+                        qk_scale, acc, row_max, sums,
                         K_STRIDES, V_STRIDES, BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT, PRECISION,
                     )  # fmt: skip
             if num_chunks > 1:
                 _store_partial(
                     partial_ptr, max_ptr, sum_ptr, partial_rows + index, real_row, inside,
-                    acc, row_max, row_sum, dims, HEAD_DIM,
+                    acc, row_max, sums, dims, HEAD_DIM,
                 )  # fmt: skip
-                acc, row_max, row_sum = _nothing_seen(ROWS, BLOCK_D)
+                acc, row_max, sums = _nothing_seen(BLOCK_N, COLUMNS, BLOCK_D)
     else:
         begin = first + tl.program_id(2) * share * chunk
         end = tl.minimum(begin + share * chunk, kv_len)
         index = tl.program_id(2) * share
         for start in range(begin, end, BLOCK_N):
-            acc, row_max, row_sum = _load_and_fold(
+            acc, row_max, sums = _load_and_fold(
                 q, k_ptr, v_ptr, table_row_ptr, start, window_begin, end, dims, real_dim,
-                qk_scale, acc, row_max, row_sum,
+                qk_scale, acc, row_max, sums,
                 K_STRIDES, V_STRIDES, BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT, PRECISION,
             )  # fmt: skip
             if num_chunks > 1 and start + BLOCK_N >= tl.minimum(first + (index + 1) * chunk, end):
                 _store_partial(
                     partial_ptr, max_ptr, sum_ptr, partial_rows + index, real_row, inside,
-                    acc, row_max, row_sum, dims, HEAD_DIM,
+                    acc, row_max, sums, dims, HEAD_DIM,
                 )  # fmt: skip
-                acc, row_max, row_sum = _nothing_seen(ROWS, BLOCK_D)
+                acc, row_max, sums = _nothing_seen(BLOCK_N, COLUMNS, BLOCK_D)
                 index += 1
 
     if num_chunks <= 1:
         total_max = tl.maximum(first_max, row_max)
         weight = tl.exp2(row_max - total_max)
-        total_sum = row_sum * weight + first_sum * tl.exp2(first_max - total_max)
+        total_sum = tl.sum(sums, 0) * weight + first_sum * tl.exp2(first_max - total_max)
         # No keys: a sum of 0 and values of 0.
-        out = acc * (weight / tl.where(total_sum == 0.0, 1.0, total_sum))[:, None]
-        out_offsets = out_rows[:, None] * HEAD_DIM + dims[None, :]
+        out = acc * (weight / tl.where(total_sum == 0.0, 1.0, total_sum))[None, :]
+        out_offsets = out_rows[None, :] * HEAD_DIM + dims[:, None]
         tl.store(out_ptr + out_offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
         return
 
@@ -472,7 +477,7 @@ def launch(
         BLOCK_SIZE=block_size,
         RUN=math.gcd(how.block_n, block_size),
         ALIGNMENT=_alignment(k_cache, v_cache),
-        ROWS=max(MIN_ROWS, triton.next_power_of_2(q_per_kv)),
+        COLUMNS=max(MIN_COLUMNS, triton.next_power_of_2(q_per_kv)),
         GROUP_ROWS=triton.next_power_of_2(q_per_kv),
         BLOCK_N=how.block_n,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
