@@ -70,13 +70,27 @@ def test_query_heads_share_key_heads(device: torch.device, q_per_kv: int) -> Non
 
 @pytest.mark.parametrize(
     ("head_dim", "block_size"),
-    [*((d, 16) for d in (64, 80, 96, 128)), *((128, size) for size in (32, 64, 128, 256))],
+    [*((d, 16) for d in (64, 80, 96, 128)), *((128, size) for size in (8, 24, 32, 64, 128, 256))],
 )
 def test_head_dimensions_and_block_sizes(
     device: torch.device, head_dim: int, block_size: int
 ) -> None:
     x = decode([block_size + 1, 130], Heads(3, 1, head_dim), torch.float16, device, block_size)
     assert_close_to_reference(run(x, SPLIT), answer(x), ATTENTION, torch_attention(x))
+
+
+def test_each_cache_has_strides_of_its_own(device: torch.device) -> None:
+    x = decode([77, 140], Heads(4, 2, 64), torch.bfloat16, device, 16)
+    wider = x.v.new_full((*x.v.shape[:2], 3, 67), float("nan"))
+    v = wider[:, :, 1:, 2:-1]  # rows that are aligned to 2 bytes
+    v.copy_(x.v)
+    assert same_bits(run(dataclasses.replace(x, v=v), SPLIT), run(x, SPLIT))
+
+
+def test_a_chunk_holds_whole_tiles_whatever_is_asked_for(device: torch.device) -> None:
+    x = decode([300, 63], Heads(4, 2, 64), torch.bfloat16, device, 16)
+    asked, rounded = (dataclasses.replace(SPLIT, max_chunks=8, min_chunk=n) for n in (40, 64))
+    assert same_bits(run(x, asked), run(x, rounded))
 
 
 @pytest.mark.parametrize("window", [1, 50, 128, 1000])
