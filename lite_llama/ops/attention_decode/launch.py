@@ -55,10 +55,11 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     wanted = min(128, max(1, 2 * gpu.num_sms // problem.num_kv_heads))
     wanted = wanted // 32 * 32 or wanted
     max_chunks = max(1, min(wanted, -(-problem.max_kv_len // min_chunk)))
-    # Enough programs to fill the GPU several times, a power of two so that they share the chunks
-    # evenly; more would only start and exit, and end one program's stream of loads for the next. At
-    # least two, for one long sequence among short ones.
-    filling = 8 * gpu.num_sms // (problem.num_seqs * problem.num_kv_heads)
+    # As many programs as run at once, a power of two so that each has as many whole groups or
+    # blocks of chunks; more would end one's stream of loads for the next. At least two, for one
+    # long sequence among short ones.
+    programs_per_sm = 8 if problem.in_chain else 4
+    filling = programs_per_sm * gpu.num_sms // (problem.num_seqs * problem.num_kv_heads)
     programs = min(max_chunks, max(2, 1 << filling.bit_length() >> 1))
     if problem.in_chain:
         # A step of Llama-3.2-1B at 250 keys takes 0.697 ms with these and 0.702 with tiles of 128,
@@ -68,9 +69,6 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
         return Launch(max_chunks, 128, programs, 32, num_warps=2, num_stages=3)
     if problem.dtype == torch.float32:
         return Launch(max_chunks, min_chunk, programs, 32, num_warps=4, num_stages=3)
-    # Of 5 stages 2 hold keys and values, the others the block numbers they wait for. 7 and 9 gain
-    # 1 to 7 % on a few sizes and lose up to 25 % on others.
-    if problem.head_dim > 64:
-        return Launch(max_chunks, min_chunk, programs, 32, num_warps=4, num_stages=3)
-    # Warps that wait for no other: 4 to 9 % less than 64 keys and 2 warps in batches of 8 to 256.
-    return Launch(max_chunks, min_chunk, programs, 32, num_warps=1, num_stages=5)
+    # The tiles that leave least of the memory's time unused in batches of 8 and 64.
+    block_n = 32 if problem.head_dim > 64 else 64
+    return Launch(max_chunks, min_chunk, programs, block_n, num_warps=4, num_stages=3)
