@@ -26,11 +26,12 @@ def upload(
 
 def as_tensor(values: Sequence[float] | Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
     """`torch.tensor` of int64, int32 or float32 in a third of its time."""
-    listed: list[Any] = list(values)
-    shape = [len(listed)]
-    if listed and isinstance(listed[0], Sequence):
-        shape.append(len(listed[0]))
-        listed = list(chain.from_iterable(listed))
-    if not listed:
+    shape = [len(values)]
+    flat: Any = values
+    if values and isinstance(values[0], Sequence):
+        shape.append(len(values[0]))
+        flat = chain.from_iterable(flat)
+    packed: array[Any] = array(_CODES[dtype], flat)
+    if not packed:  # torch takes no empty buffer
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(array(_CODES[dtype], listed), dtype=dtype).view(shape)
+    return torch.frombuffer(packed, dtype=dtype).view(shape)
