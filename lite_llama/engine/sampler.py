@@ -86,16 +86,16 @@ class Sampler:
         if not all(request.is_plain for request in requests):
             _apply_bias(own, requests)
             _apply_penalties(own, requests)
-        params = [request.params for request in requests]
+        greedy, rows = is_greedy(requests), self._rows
+        if not greedy:
+            rows.hold(requests)
         kind = _Kind(
             is_masked=is_masked,
-            is_greedy=is_greedy(requests),
-            any_top_k=any(one.top_k > 0 for one in params),
-            any_top_p=any(one.top_p < 1 for one in params),
+            is_greedy=greedy,
+            any_top_k=not greedy and rows.any_top_k,
+            any_top_p=not greedy and rows.any_top_p,
         )
         recorded = self._recording(logits.values, kind) if logits.in_place else None
-        if not kind.is_greedy:
-            self._rows.hold(requests)
         if is_masked:
             self._send_masks(num_rows)
         if recorded is None:
@@ -109,9 +109,11 @@ class Sampler:
             return None
         key = (len(logits), kind)
         if key not in self._recorded:
-            self._masks.fill_(-1)  # a recording runs the launches once, and the logits are needed
+            # A recording runs the launches once: the logits are needed, and the positions.
+            self._masks.fill_(-1)
             self._recorded[key] = self._record(lambda: self._launch(logits, kind))
-            self._rows.forget()
+            if not kind.is_greedy:
+                self._rows.positions.sub_(1)
             if self._sending is not None:
                 self._sending.wait_stream(torch.cuda.current_stream())
         return self._recorded[key]
@@ -161,6 +163,7 @@ class _Rows:
         self._strengths = torch.zeros((3, num_rows), device=device)
         self._top_k = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self.positions = self._places[1]
+        self.any_top_k = self.any_top_p = False
 
     def hold(self, requests: Sequence[Request]) -> None:
         """Hold the settings of these requests; after each draw, positions must go on by one."""
@@ -168,6 +171,8 @@ class _Rows:
             return
         self._requests = list(requests)
         params = [request.params for request in requests]
+        self.any_top_k = any(p.top_k > 0 for p in params)
+        self.any_top_p = any(p.top_p < 1 for p in params)
         places = [[one.seed for one in requests], [one.num_tokens for one in requests]]
         strengths = [
             [p.temperature for p in params],
@@ -180,10 +185,6 @@ class _Rows:
             (self._top_k, [max(p.top_k, 0) for p in params]),
         ):
             held[..., : len(requests)].copy_(upload(values, held.dtype, held.device))
-
-    def forget(self) -> None:
-        """Hold nobody's settings."""
-        self._requests = []
 
     def first(self, num_rows: int, kind: _Kind) -> ops.SamplingRows:
         """The first rows."""
