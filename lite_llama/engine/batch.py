@@ -1,6 +1,6 @@
 """From the scheduler's plan to the tensors of a forward pass."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -17,16 +17,16 @@ from lite_llama.models.inputs import ForwardBatch
 class Unread:
     """The last tokens of some requests of a plan, in its order, which only the device knows.
 
-    They are `drawn`, int64 [n], at `rows`.
+    They are `drawn`, int64 [n], at `rows`: a range where that is all of it in order.
     """
 
     drawn: Tensor
-    rows: list[int]
+    rows: Sequence[int]
 
     @property
     def tokens(self) -> Tensor:
         """int64 [len(rows)], on the device; `drawn` itself where that is all of it in order."""
-        if self.rows == list(range(len(self.drawn))):
+        if self.rows == range(len(self.drawn)):
             return self.drawn
         return self.drawn[upload(self.rows, torch.int64, self.drawn.device)]
 

@@ -81,6 +81,8 @@ class _Drawn:
         wanted = [share.request for share in planned if share.request.num_unread_tokens]
         if not wanted:
             return None
+        if wanted == self.drawing:
+            return batch.Unread(self.tokens.source, range(len(wanted)))
         rows = {request: row for row, request in enumerate(self.drawing)}
         return batch.Unread(self.tokens.source, [rows[request] for request in wanted])
 

@@ -68,7 +68,7 @@ class Runner:
             self._workers.send(inputs)
             if unread is not None:
                 tokens = self._workers.ranks.broadcast(unread.tokens)
-                unread = batch.Unread(tokens, list(range(len(tokens))))
+                unread = batch.Unread(tokens, range(len(tokens)))
             return self.compute(inputs, unread)
 
     def replays(self, planned: list[Scheduled]) -> bool:

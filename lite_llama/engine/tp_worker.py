@@ -81,7 +81,7 @@ def follow(runner: Runner, message: ToRank, ranks: RankGroup) -> None:
         unread: Unread | None = None
         if count := len(message.unread_rows):
             empty = torch.empty(count, dtype=torch.int64, device=runner.plan.device)
-            unread = Unread(ranks.broadcast(empty), list(range(count)))
+            unread = Unread(ranks.broadcast(empty), range(count))
         runner.compute(message, unread)
     elif isinstance(message, Decode) and isinstance(runner.graphs, SharedGraphs):
         runner.graphs.follow(message, ranks)
