@@ -17,7 +17,7 @@ from lite_llama.engine.batch import slots_at
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.device_table import DeviceTable
 from lite_llama.engine.messages import Decode, OwnsBlocks, Row
-from lite_llama.engine.recording import Recorded, padded_sizes, record
+from lite_llama.engine.recording import Recorded, destroy, padded_sizes, record
 from lite_llama.engine.upload import as_tensor, upload
 from lite_llama.engine.workers import Workers
 from lite_llama.models import decode_chain
@@ -159,9 +159,7 @@ class DecodeGraphs:
 
     def close(self) -> None:
         """Destroy the graphs."""
-        for graph, _ in self._recorded.values():
-            graph.reset()
-        self._recorded.clear()
+        destroy(self._recorded)
         self._drawn = None
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lite_llama.engine.config import EnginePlan
-from lite_llama.engine.recording import Recorded, padded_sizes, record
+from lite_llama.engine.recording import Recorded, destroy, padded_sizes, record
 from lite_llama.models.decoder import Decoder
 
 
@@ -39,6 +39,4 @@ class HeadGraphs:
 
     def close(self) -> None:
         """Destroy the graphs."""
-        for graph, _ in self._recorded.values():
-            graph.reset()
-        self._recorded.clear()
+        destroy(self._recorded)

@@ -7,6 +7,7 @@ of padding has length 0. Beyond the largest size the GPU is slower than its host
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
@@ -16,7 +17,7 @@ from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine.batch import Inputs, Unread
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.device_table import DeviceTable
-from lite_llama.engine.recording import Recorded, record
+from lite_llama.engine.recording import Recorded, destroy, record
 from lite_llama.engine.upload import upload
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.inputs import ForwardBatch
@@ -83,7 +84,7 @@ class PromptGraphs:
         of_prompts = self._table.changes(decodes, inputs.block_table[asked:])
         places, blocks = of_decodes[0] + of_prompts[0], of_decodes[1] + of_prompts[1]
         # In one copy: to prepare it takes the host longer than the GPU takes for the bytes.
-        drawn = [] if unread is None else unread.rows
+        drawn: Sequence[int] = [] if unread is None else unread.rows
         lists = (tokens, counts, places, blocks, inputs.unread_rows, drawn)
         whole = upload(list(chain(*lists)), torch.int64, self._plan.device)
         sent = torch.split(whole, [*map(len, lists)])
@@ -102,9 +103,7 @@ class PromptGraphs:
 
     def close(self) -> None:
         """Destroy the graphs."""
-        for graph, _ in self._recorded.values():
-            graph.reset()
-        self._recorded.clear()
+        destroy(self._recorded)
 
     def _forward(self, size: int, decodes: int) -> Tensor:
         token_ids, positions, slots = self._tokens[: 3 * size].view(3, size)

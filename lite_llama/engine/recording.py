@@ -29,6 +29,13 @@ def record(step: Callable[[], Tensor], pool: Any, plan: EnginePlan) -> Recorded:
     return graph, result
 
 
+def destroy(recorded: dict[Any, Recorded]) -> None:
+    """End these graphs, and forget them."""
+    for graph, _ in recorded.values():
+        graph.reset()
+    recorded.clear()
+
+
 def padded_sizes(most: int) -> list[int]:
     """Numbers of rows that are recorded: a step of fewer is padded to the next of them."""
     return [size for size in (1, 2, 4) if size < most] + [*range(8, most, 8), most]
