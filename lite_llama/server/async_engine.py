@@ -420,6 +420,7 @@ class AsyncEngine:
         self._note_first_token(generation)
         self._open.discard(generation)
         self._drop(generation)
+        generation.sequences.clear()  # which know it: else they are left to the collector
 
     async def drain(self, limit_s: float) -> None:
         """Refuse new requests, wait for the open ones, and end those that outlast the limit."""

@@ -5,6 +5,7 @@ What is written in one turn of the event loop leaves in one piece, and the appli
 """
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,8 @@ class Exchange:
     def __init__(
         self, cycle: RequestResponseCycle, flow: FlowControl, watchers: set[Callable[[], None]]
     ) -> None:
-        self._cycle = cycle
+        # The cycle's scope has this object: two that keep each other are left to the collector.
+        self._cycle: RequestResponseCycle = weakref.proxy(cycle)
         self._flow = flow
         self._watchers = watchers
 

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import json
 import random
 import socket
@@ -14,13 +15,15 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from lite_llama.engine import sampler
 from lite_llama.engine.engine import Engine
 from lite_llama.llm import LLM
 from lite_llama.server import http as server_http
-from lite_llama.server.async_engine import AsyncEngine
+from lite_llama.server.async_engine import AsyncEngine, Generation
 from lite_llama.server.config import ServeConfig
+from lite_llama.server.connection import Exchange
 from lite_llama.text.grammar import Matcher
 from tests.server.servers import LocalServer, wait_until
 
@@ -63,6 +66,27 @@ def test_random_disconnects_leak_no_blocks(server: LocalServer, *, stream: bool)
 
 
 @pytest.mark.parametrize("stream", [True, False])
+def num_left() -> int:
+    """Requests of which something is still in memory."""
+    kinds = (Generation, Exchange, RequestResponseCycle)
+    return sum(type(each) in kinds for each in gc.get_objects())
+
+
+def test_nothing_of_a_request_is_left_to_the_collector(server: LocalServer) -> None:
+    """What it leaves would make memory grow for thousands of requests, and then a turn slow."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = num_left()
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            for fields in ({}, {"stream": True}, {"n": 2}, {"stop": ["e"]}):
+                body = {**ask("Hi", max_tokens=6), **fields}
+                client.post("/v1/chat/completions", json=body)
+        wait_until(lambda: num_left() <= before)
+    finally:
+        gc.enable()
+
+
 def test_a_disconnect_ends_the_request_within_a_few_steps(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, *, stream: bool
 ) -> None:
