@@ -88,12 +88,14 @@ class Tokenizer:
         self._plain_backend = _ignoring_control_tokens(backend, added)
         self._texts: list[str] = [backend.id_to_token(index) or "" for index in range(size)]
         self._special_ids = frozenset(index for index, token in added.items() if token.special)
-        self._to_bytes = to_bytes
-        # Of the tokens that were asked for; and the same, but nothing for special ones.
-        self._bytes: dict[int, bytes] = {}
-        self._shown: dict[int, bytes] = {}
-        # Added tokens are not spelled in the byte alphabet: DeepSeek's "ö" is the letter.
-        self._verbatim_ids = frozenset(added if to_bytes is _byte_level_bytes else ())
+        self._bytes = [to_bytes(text) for text in self._texts]
+        if to_bytes is _byte_level_bytes:
+            # Added tokens are not spelled in the byte alphabet: DeepSeek's "ö" is the letter.
+            for index in added:
+                self._bytes[index] = self._texts[index].encode()
+        self._shown = self._bytes.copy()
+        for index in self._special_ids:
+            self._shown[index] = b""
         self.vocab_size = size
         eos = list(eos)
         self.bos_token = bos or ""
@@ -207,22 +209,19 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; ids outside the vocabulary stand for nothing."""
-        data = self.join_bytes(list(ids), skip_special_tokens=skip_special_tokens)
+        known = [index for index in ids if index >= 0]
+        data = self.join_bytes(known, skip_special_tokens=skip_special_tokens)
         if self.drops_leading_space:
             data = data.removeprefix(b" ")
         return data.decode("utf-8", "replace")
 
     def join_bytes(self, ids: Sequence[int], *, skip_special_tokens: bool) -> bytes:
-        """The bytes that these tokens stand for, one after the other."""
+        """The bytes that these tokens stand for, one after the other; no id is negative."""
         known = self._shown if skip_special_tokens else self._bytes
         try:
             return b"".join([known[index] for index in ids])
-        except KeyError:
-            for index in ids:
-                if self.token_text(index):
-                    data = self.token_bytes(index)
-                    self._shown[index] = b"" if index in self._special_ids else data
-            return b"".join([known.get(index, b"") for index in ids])
+        except IndexError:
+            return b"".join([known[index] for index in ids if index < self.vocab_size])
 
     def token_text(self, index: int) -> str:
         """The token as its file spells it ("Ġhello", "▁hello"); "" outside the vocabulary."""
@@ -230,13 +229,7 @@ class Tokenizer:
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes that the token stands for; b"" outside the vocabulary."""
-        found = self._bytes.get(index)
-        if found is None:
-            text = self.token_text(index)
-            found = text.encode() if index in self._verbatim_ids else self._to_bytes(text)
-            if text:
-                self._bytes[index] = found
-        return found
+        return self._bytes[index] if 0 <= index < self.vocab_size else b""
 
     def is_special(self, index: int) -> bool:
         """Whether the token is one that `decode` leaves out by default."""
