@@ -185,6 +185,26 @@ def test_how_many_programs_share_a_sequence_does_not_change_a_bit(
     assert_close_to_reference(results[0], answer(seen, sinks=sinks), ATTENTION)
 
 
+@pytest.mark.parametrize("window", [None, 19 * 32])
+@pytest.mark.parametrize("num_programs", [1, 2, 5, 31])
+def test_programs_shared_out_by_length_do_not_change_a_bit(
+    device: torch.device, num_programs: int, window: int | None
+) -> None:
+    x = decode(CHUNKED, Heads(2, 1, 16), torch.float32, device, 16)
+    evenly = Launch(32, 32, num_programs, 32, num_warps=4, num_stages=2)
+    by_length = dataclasses.replace(evenly, by_length=True)
+    assert same_bits(run(x, by_length, window), run(x, evenly, window))
+
+
+@pytest.mark.parametrize("lengths", [[9 * 32] + [1] * 260, [0, 0], [1] * 32 + [40 * 32]])
+def test_programs_shared_out_among_many_or_none(device: torch.device, lengths: list[int]) -> None:
+    """More sequences than are looked at in one go of few, and no key at all."""
+    x = decode(lengths, Heads(1, 1, 16), torch.float32, device, 16)
+    evenly = Launch(8, 32, 1, 32, num_warps=4, num_stages=2)
+    by_length = dataclasses.replace(evenly, by_length=True)
+    assert same_bits(run(x, by_length), run(x, evenly))
+
+
 def test_more_blocks_than_are_folded_at_once_do_not_change_a_bit(device: torch.device) -> None:
     x = decode([70 * 32 + 1, 40 * 32], Heads(2, 1, 16), torch.float32, device, 16)
     results = [run(x, Launch(128, 32, n, 32, num_warps=4, num_stages=2)) for n in (1, 2, 16)]
@@ -276,17 +296,19 @@ def test_where_a_sequence_is_cut_does_not_depend_on_the_batch(
         Problem(n, num_kv_heads, 4, 64, torch.bfloat16, max_kv_len) for n in (1, 8, 64, 256)
     ]
     launches = [choose_launch(problem, H200) for problem in problems]
-    assert len({dataclasses.replace(how, programs_per_head=1) for how in launches}) == 1
+    # How early tiles are loaded, and who sums which: not in what order.
+    free = {"programs_per_head": 1, "num_stages": 1, "by_length": False}
+    assert len({dataclasses.replace(how, **free) for how in launches}) == 1
     assert all(1 <= how.programs_per_head <= how.max_chunks <= 128 for how in launches)
 
 
 @pytest.mark.parametrize(
     ("num_seqs", "head_dim", "launch"),
     [
-        (1, 64, Launch(32, 256, 32, 64, 4, 3)),
-        (8, 128, Launch(32, 256, 8, 32, 4, 3)),
-        (64, 64, Launch(32, 256, 2, 64, 4, 3)),
-        (256, 128, Launch(32, 256, 2, 32, 4, 3)),
+        (1, 64, Launch(32, 256, 32, 64, 4, 5)),
+        (8, 128, Launch(32, 256, 8, 32, 4, 3, by_length=True)),
+        (64, 64, Launch(32, 256, 1, 64, 4, 3, by_length=True)),
+        (256, 128, Launch(32, 256, 1, 32, 4, 3, by_length=True)),
     ],
 )
 def test_the_launch_is_the_best_measured_compromise(

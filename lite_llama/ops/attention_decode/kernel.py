@@ -22,6 +22,8 @@ from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.ops.attention_decode.launch import Launch, Problem, choose_launch
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+# Programs of each head beyond those of equally long sequences, for those that are longer.
+MAX_SPARE = 64
 # Columns of the smallest tensor-core tile.
 MIN_COLUMNS = 8
 # Registers of a thread whose states have no more numbers than this. Left to itself the assembler
@@ -292,6 +294,31 @@ def _before_keys(
 
 
 @triton.jit
+def _place(
+    slot, num_slots, seq_lens_ptr, num_seqs, window,
+    SEQUENCES: tl.constexpr, HAS_WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Whose program the one at `slot` of `num_slots` is: (sequence, number in it, how many it has).
+
+    Each sequence has one, and of the others as many as fit its share of all keys, rounded down:
+    places left free cost less than a program that waits for one. The last slots may be nobody's.
+    """
+    seqs = tl.arange(0, SEQUENCES)
+    real = seqs < num_seqs
+    lens = tl.load(seq_lens_ptr + seqs, mask=real, other=0).to(tl.int32)
+    if HAS_WINDOW:
+        lens = tl.minimum(lens, window)
+    # A little less than there are, so that no rounding gives away one too many.
+    others = (num_slots - num_seqs) * 0.99999
+    per_key = others / tl.maximum(tl.sum(lens).to(tl.float32), 1.0)
+    counts = tl.where(real, 1 + (lens * per_key).to(tl.int32), 0)
+    before = tl.cumsum(counts) <= slot
+    seq = tl.sum((before & real).to(tl.int32))
+    first = tl.sum(tl.where(before, counts, 0))
+    return seq, slot - first, tl.sum(tl.where(seqs == seq, counts, 0))
+
+
+@triton.jit
 def _share(num_chunks, num_programs):
     """Chunks of a program, and of each unit it stores: chunks, or whole groups or blocks."""
     share = tl.maximum(tl.cdiv(num_chunks, num_programs), 1)
@@ -304,7 +331,14 @@ def _share(num_chunks, num_programs):
 
 # Arguments that differ between steps and models must not each bring a new compilation.
 @triton.jit(
-    do_not_specialize=["window", "table_row_stride", "num_kv_heads", "max_chunks", "min_chunk"],
+    do_not_specialize=[
+        "window",
+        "table_row_stride",
+        "num_kv_heads",
+        "max_chunks",
+        "min_chunk",
+        "num_seqs",
+    ],
     do_not_specialize_on_alignment=["seq_lens_ptr", "block_table_ptr"],
 )
 def attention_decode_kernel(
@@ -327,6 +361,7 @@ def attention_decode_kernel(
     num_kv_heads,
     max_chunks,
     min_chunk,
+    num_seqs,
     Q_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     K_STRIDES: tl.constexpr,
@@ -339,12 +374,14 @@ def attention_decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
+    SEQUENCES: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Grid: (KV heads, sequences, programs that share a sequence's chunks).
+    """Grid: (KV heads, sequences, programs that share a sequence's chunks), or, if SEQUENCES is not
+    0 but a number not less than the sequences', (KV heads, programs of all sequences).
 
     K_STRIDES, V_STRIDES: of blocks, tokens and heads; constants, so that only a block's place is
     computed. RUN: keys that lie in one tile and one block. ALIGNMENT: of all of them, in bytes.
@@ -352,7 +389,13 @@ def attention_decode_kernel(
     if OVERLAP:
         gdc_launch_dependents()
     kv_head = tl.program_id(0)
-    seq = tl.program_id(1)
+    seq, part, num_parts = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
+    if SEQUENCES > 0:
+        seq, part, num_parts = _place(
+            seq, tl.num_programs(1), seq_lens_ptr, num_seqs, window, SEQUENCES, HAS_WINDOW
+        )
+        if seq >= num_seqs:
+            return
     kv_len = tl.load(seq_lens_ptr + seq).to(tl.int32)
     first = 0
     window_begin = None
@@ -366,11 +409,11 @@ def attention_decode_kernel(
     # are neighbours: loads stay in flight from one to the next.
     share, unit = 1, 1
     if not (OVERLAP or ONE_CHUNK):
-        share, unit = _share(num_chunks, tl.num_programs(2))
+        share, unit = _share(num_chunks, num_parts)
     num_working = tl.cdiv(num_chunks, share)
     alone = num_working <= 1
     # A sequence of length 0 has no chunk, but its result is written: 0.
-    if tl.program_id(2) >= tl.maximum(num_working, 1):
+    if part >= tl.maximum(num_working, 1):
         return
 
     table_row_ptr = block_table_ptr + seq.to(tl.int64) * table_row_stride
@@ -381,7 +424,7 @@ def attention_decode_kernel(
     if OVERLAP:
         # The first tile is loaded before the wait, but for the newest key, which the kernel before
         # writes: the others are of earlier steps. Idle programs have left: all that write wait.
-        first_begin = first + tl.program_id(2) * chunk
+        first_begin = first + part * chunk
         first_end = tl.minimum(first_begin + chunk, kv_len)
         first_seen = _seen(first_begin, window_begin, first_end, BLOCK_N)
         k_rows, v_rows = _tile_rows(
@@ -419,13 +462,13 @@ def attention_decode_kernel(
                 q, k, v, first_seen, qk_scale, acc, row_max, sums, PRECISION
             )
         if ONE_CHUNK:  # A loop of one round, which the compiler knows to be one.
-            last, step = tl.program_id(2) + 1, 1
+            last, step = part + 1, 1
         else:
-            last, step = num_chunks, tl.num_programs(2)
-        for index in range(tl.program_id(2), last, step):
+            last, step = num_chunks, num_parts
+        for index in range(part, last, step):
             begin = first + index * chunk
             end = tl.minimum(begin + chunk, kv_len)
-            begin += tl.where(index == tl.program_id(2), BLOCK_N, 0)
+            begin += tl.where(index == part, BLOCK_N, 0)
             if begin < end:  # A loop that never runs would still find where its first tiles lie.
                 for start in range(begin, end, BLOCK_N):
                     acc, row_max, sums = _load_and_fold(
@@ -440,7 +483,7 @@ def attention_decode_kernel(
                 )  # fmt: skip
                 acc, row_max, sums = _nothing_seen(BLOCK_N, COLUMNS, BLOCK_D)
     else:
-        index = tl.program_id(2) * share
+        index = part * share
         last = tl.minimum(index + share, num_chunks)
         begin = first + index * chunk
         end = tl.minimum(first + last * chunk, kv_len)
@@ -486,7 +529,7 @@ def attention_decode_kernel(
     # Every warp's stores come before the arrival, which releases them to the last program.
     tl.debug_barrier()
     arrival_ptr = arrivals_ptr + seq * num_kv_heads + kv_head
-    sharing = tl.minimum(num_working, tl.num_programs(2))
+    sharing = tl.minimum(num_working, num_parts)
     if tl.atomic_add(arrival_ptr, 1, sem="acq_rel", scope="gpu") == sharing - 1:
         tl.store(arrival_ptr, 0)
         # Of the tile's rows only the first few are heads: the rest would cost registers.
@@ -595,10 +638,17 @@ def launch(
     block_d = max(16, triton.next_power_of_2(head_dim))
     # float32 multiplies in registers of its own.
     small_states = q.itemsize == 2 and columns * block_d <= MAX_STATE * 32 * how.num_warps
+    one_chunk = how.programs_per_head >= how.max_chunks
+    grid = (num_kv_heads, num_seqs, how.programs_per_head)
+    width = 0
+    if how.by_length and not (overlap or one_chunk):
+        width = 32 if num_seqs <= 32 else max(256, triton.next_power_of_2(num_seqs))
+        spare = max(1, min(num_seqs - 1, MAX_SPARE))
+        grid = (num_kv_heads, num_seqs * how.programs_per_head + spare, 1)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     partial = q.new_empty((num_seqs, num_q_heads, how.max_chunks, head_dim), dtype=torch.float32)
     maxima, sums = q.new_empty((2, num_seqs, num_q_heads, how.max_chunks), dtype=torch.float32)
-    attention_decode_kernel[(num_kv_heads, num_seqs, how.programs_per_head)](
+    attention_decode_kernel[grid](
         q,
         k_cache,
         v_cache,
@@ -618,6 +668,7 @@ def launch(
         num_kv_heads,
         how.max_chunks,
         how.min_chunk,
+        num_seqs,
         Q_PER_KV=q_per_kv,
         HEAD_DIM=head_dim,
         K_STRIDES=k_cache.stride()[:3],
@@ -629,7 +680,8 @@ def launch(
         GROUP_ROWS=triton.next_power_of_2(q_per_kv),
         BLOCK_N=how.block_n,
         BLOCK_D=block_d,
-        ONE_CHUNK=how.programs_per_head >= how.max_chunks,
+        ONE_CHUNK=one_chunk,
+        SEQUENCES=width,
         HAS_WINDOW=window is not None,
         HAS_SINKS=sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

@@ -27,8 +27,9 @@ class Problem:
 class Launch:
     """A sequence is cut into at most `max_chunks` chunks of at least `min_chunk` keys.
 
-    `programs_per_head` programs share the chunks of one sequence and KV head; each reads
-    `block_n` keys at a time.
+    `programs_per_head` programs share the chunks of one sequence and KV head; `by_length`: a long
+    sequence has more and a short one fewer, so many in the mean. Each reads `block_n` keys at a
+    time.
     """
 
     max_chunks: int
@@ -37,6 +38,7 @@ class Launch:
     block_n: int
     num_warps: int
     num_stages: int
+    by_length: bool = False
 
 
 def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
@@ -56,19 +58,22 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     wanted = wanted // 32 * 32 or wanted
     max_chunks = max(1, min(wanted, -(-problem.max_kv_len // min_chunk)))
     # As many programs as run at once, a power of two so that each has as many whole groups or
-    # blocks of chunks; more would end one's stream of loads for the next. At least two, for one
-    # long sequence among short ones.
+    # blocks of chunks; more would end one's stream of loads for the next.
     programs_per_sm = 8 if problem.in_chain else 4
-    filling = programs_per_sm * gpu.num_sms // (problem.num_seqs * problem.num_kv_heads)
-    programs = min(max_chunks, max(2, 1 << filling.bit_length() >> 1))
+    num_pairs = problem.num_seqs * problem.num_kv_heads
+    filling = programs_per_sm * gpu.num_sms // num_pairs
+    programs = min(max_chunks, max(1, 1 << filling.bit_length() >> 1))
     if problem.in_chain:
         # A step of Llama-3.2-1B at 250 keys takes 0.697 ms with these and 0.702 with tiles of 128,
         # one of Qwen3-0.6B 0.568 and 0.604: what counts is how little code runs after the wait.
         if problem.num_seqs <= 4:
             return Launch(max_chunks, 64, programs, 64, num_warps=4, num_stages=3)
         return Launch(max_chunks, 128, programs, 32, num_warps=2, num_stages=3)
+    by_length = problem.num_seqs > 1 and programs < max_chunks
     if problem.dtype == torch.float32:
-        return Launch(max_chunks, min_chunk, programs, 32, num_warps=4, num_stages=3)
+        return Launch(max_chunks, min_chunk, programs, 32, 4, 3, by_length)
     # The tiles that leave least of the memory's time unused in batches of 8 and 64.
     block_n = 32 if problem.head_dim > 64 else 64
-    return Launch(max_chunks, min_chunk, programs, block_n, num_warps=4, num_stages=3)
+    # With two programs an SM, as for one sequence, the loads of 3 stages are too few: 7 to 25 %.
+    num_stages = 5 if num_pairs * programs <= 2 * gpu.num_sms else 3
+    return Launch(max_chunks, min_chunk, programs, block_n, 4, num_stages, by_length)

@@ -9,16 +9,17 @@ def _decode(
     dtype: torch.dtype,
     *,
     block_size: int = 16,
+    num_seqs: int = 8,
     overlap: bool = False,
 ) -> None:
     num_q_heads, num_kv_heads = heads
     cache = torch.empty(64, block_size, num_kv_heads, head_dim, dtype=dtype, device="meta")
     kernel.attention_decode(
-        torch.empty(8, num_q_heads, head_dim, dtype=dtype, device="meta"),
+        torch.empty(num_seqs, num_q_heads, head_dim, dtype=dtype, device="meta"),
         cache,
         torch.empty_like(cache),
-        block_table=torch.empty(8, 8192 // block_size, dtype=torch.int32, device="meta"),
-        seq_lens=torch.empty(8, dtype=torch.int32, device="meta"),
+        block_table=torch.empty(num_seqs, 8192 // block_size, dtype=torch.int32, device="meta"),
+        seq_lens=torch.empty(num_seqs, dtype=torch.int32, device="meta"),
         scale=head_dim**-0.5,
         window=None,
         sinks=None,
@@ -28,6 +29,7 @@ def _decode(
 
 CASES = {
     "32/8 64 bf16": lambda: _decode((32, 8), 64, torch.bfloat16),
+    "32/8 64 bf16 one sequence": lambda: _decode((32, 8), 64, torch.bfloat16, num_seqs=1),
     "32/8 64 bf16 in the chain": lambda: _decode((32, 8), 64, torch.bfloat16, overlap=True),
     "32/8 128 bf16": lambda: _decode((32, 8), 128, torch.bfloat16),
     "32/8 128 bf16 blocks of 256": lambda: _decode((32, 8), 128, torch.bfloat16, block_size=256),
