@@ -45,11 +45,11 @@ from lite_llama.text.tokenizer import Tokenizer
 
 # So often is looked whether a step hangs.
 _WATCH_INTERVAL_S = 1.0
-# So many streams are told in a turn of the event loop, which then looks at its sockets: 0.4 ms.
-_GROUP = 16
+# So many streams are told in a turn of the event loop, which then looks at its sockets: 0.2 ms.
+_GROUP = 8
 # The first and the last piece of a stream, with its head or end, cost as much as so many others.
 _URGENT_SHARE = 2
-# So many requests are begun in a turn, each of which takes about as long as two groups: in
+# So many requests are begun in a turn, each of which takes about as long as four groups: in
 # a crowd of both, neither waits for the other.
 _BEGINNERS = 1
 # A pause between two rounds is so many times the round before it, and at most so long.

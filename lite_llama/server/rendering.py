@@ -5,10 +5,10 @@ A thread that waited for it would have to win the GIL from a busy loop several t
 """
 
 import asyncio
-import contextlib
 import subprocess
 import weakref
 from collections import deque
+from collections.abc import Callable
 
 from lite_llama.model_text import ModelText
 from lite_llama.text.chat_template import TIME_LIMIT_S, ChatTemplate
@@ -24,52 +24,100 @@ class Renderer:
         self._text = text
         self._asked: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
         self._worker: _Worker | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._heard = 0.0  # loop.time() when the first of those asked became the first
+        self._timer: asyncio.TimerHandle | None = None
 
     async def render(self, question: bytes) -> str:
         """The prompt that a line of `ChatTemplate.question` asks for; RequestError as `render`.
 
         The limit on its time begins when all before it are answered.
         """
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+        if not self._asked:
+            self._heard = loop.time()
+            if self._worker is not None and not self._worker.is_alive:
+                self._drop_worker()  # it has died since the last answer
         self._asked.append((question, answer))
         if self._worker is not None:
-            if self._worker.is_alive:
-                self._worker.write(question)
-            elif len(self._asked) == 1:  # it has died since the last answer
-                self._drop_worker()
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read())
+            self._worker.write(question)
+        elif self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        if self._timer is None:
+            self._timer = loop.call_later(TIME_LIMIT_S, self._look_for_silence, loop)
         return self._text.chat_template.answer(await answer)
 
-    async def _read(self) -> None:
-        """Hand out answers until nothing is asked. A worker that fails on one is replaced."""
-        while self._asked:
-            if self._worker is None:
-                try:
-                    self._worker = await _Worker.start(self._text.chat_template)
-                except OSError as error:  # no memory, or no file descriptor
-                    self._fail_all(error)
-                    return
-                for question, _ in self._asked:
-                    self._worker.write(question)
-            line = await self._worker.read()
+    async def _start(self) -> None:
+        """A new worker, for all that is asked."""
+        try:
+            self._worker = await _Worker.start(self._text.chat_template, self._take)
+        except OSError as error:  # no memory, or no file descriptor
+            while self._asked:
+                _, answer = self._asked.popleft()
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        finally:
+            self._starting = None
+        self._heard = asyncio.get_running_loop().time()
+        for question, _ in self._asked:
+            self._worker.write(question)
+
+    def _take(self, line: bytes) -> None:
+        """The next answer; b"" from a worker that has stopped, which is replaced."""
+        if self._asked:
             _, answer = self._asked.popleft()
             if not answer.done():  # else its client has left
                 answer.set_result(line)
-            if not line:
-                self._drop_worker()
+            self._heard = answer.get_loop().time()
+        if not line:
+            self._drop_worker()
+            if self._asked:
+                self._starting = asyncio.create_task(self._start())
 
-    def _fail_all(self, error: OSError) -> None:
-        while self._asked:
-            _, answer = self._asked.popleft()
-            if not answer.done():
-                answer.set_exception(error)
+    def _look_for_silence(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._worker is not None and self._asked and loop.time() - self._heard >= TIME_LIMIT_S:
+            self._take(b"")
+        if self._asked:
+            rest = self._heard + TIME_LIMIT_S - loop.time()
+            self._timer = loop.call_later(max(0.0, rest), self._look_for_silence, loop)
 
     def _drop_worker(self) -> None:
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+
+
+class _Lines(asyncio.Protocol):
+    """What a worker says, by line, to a method; b"" when it says no more. Keeps nobody alive."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = weakref.WeakMethod(take)
+        self._begun = bytearray()  # of a line
+        self.is_over = False
+
+    def data_received(self, data: bytes) -> None:
+        """Hand out the lines that are whole."""
+        if b"\n" not in data:
+            self._begun += data
+            if len(self._begun) > _MAX_LINE_BYTES:
+                self._tell(b"")
+            return
+        *lines, rest = (bytes(self._begun) + data).split(b"\n")
+        self._begun = bytearray(rest)
+        for line in lines:
+            self._tell(line + b"\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """The process has ended, or closed its end."""
+        self._tell(b"")
+
+    def _tell(self, line: bytes) -> None:
+        take = self._take()
+        if take is not None and not self.is_over:
+            take(line)
 
 
 class _Worker:
@@ -78,18 +126,18 @@ class _Worker:
     _inlet: asyncio.WriteTransport
     _outlet: asyncio.ReadTransport
 
-    def __init__(self, template: ChatTemplate) -> None:
+    def __init__(self, template: ChatTemplate, take: Callable[[bytes], None]) -> None:
         self._process = template.start_worker()
         self._end = weakref.finalize(self, _kill, self._process)
-        self._lines = asyncio.StreamReader(_MAX_LINE_BYTES)
+        self._lines = _Lines(take)
 
     @classmethod
-    async def start(cls, template: ChatTemplate) -> "_Worker":
-        """A new process, ready for questions; OSError if there can be none."""
-        loop, worker = asyncio.get_running_loop(), cls(template)
-        worker._outlet, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(worker._lines), worker._process.stdout
-        )
+    async def start(cls, template: ChatTemplate, take: Callable[[bytes], None]) -> "_Worker":
+        """A new process, ready for questions, whose answers the method `take` is told; OSError if
+        there can be none."""
+        loop, worker = asyncio.get_running_loop(), cls(template, take)
+        lines = worker._lines
+        worker._outlet, _ = await loop.connect_read_pipe(lambda: lines, worker._process.stdout)
         worker._inlet, _ = await loop.connect_write_pipe(
             asyncio.BaseProtocol, worker._process.stdin
         )
@@ -105,16 +153,9 @@ class _Worker:
         """Ask; what the pipe does not take at once follows by itself."""
         self._inlet.write(question)
 
-    async def read(self) -> bytes:
-        """The next answer; b"" if none comes in time, or ever."""
-        with contextlib.suppress(TimeoutError, ValueError, OSError):  # ValueError: no end of a line
-            async with asyncio.timeout(TIME_LIMIT_S):
-                line = await self._lines.readline()
-                return line if line.endswith(b"\n") else b""
-        return b""
-
     def stop(self) -> None:
-        """End it."""
+        """End it; it tells no more."""
+        self._lines.is_over = True
         self._inlet.close()
         self._outlet.close()
         self._end()
