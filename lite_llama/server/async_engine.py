@@ -45,11 +45,12 @@ from lite_llama.text.tokenizer import Tokenizer
 
 # So often is looked whether a step hangs.
 _WATCH_INTERVAL_S = 1.0
-# So many streams are told in a turn of the event loop, which then looks at its sockets: 0.2 ms.
-_GROUP = 8
+# At least so many streams are told in a turn of the event loop, which then looks at its sockets:
+# 0.2 ms. And so many that a round takes no more turns than this, as requests begin in each.
+_GROUP, _TURNS = 8, 8
 # The first and the last piece of a stream, with its head or end, cost as much as so many others.
 _URGENT_SHARE = 2
-# So many requests are begun in a turn, each of which takes about as long as four groups: in
+# So many requests are begun in a turn, each of which takes about as long as 32 streams: in
 # a crowd of both, neither waits for the other.
 _BEGINNERS = 1
 # A pause between two rounds is so many times the round before it, and at most so long.
@@ -180,6 +181,7 @@ class _Rounds:
         self._earliest = 0.0  # when the next round may begin
         self._timer: asyncio.TimerHandle | None = None
         self._is_telling = False
+        self._group = _GROUP
 
     def add(self, generation: Generation) -> None:
         """This one has something to read."""
@@ -205,6 +207,7 @@ class _Rounds:
             return False
         self._begun = now
         self._round, self._next = self._next, self._round
+        self._group = max(_GROUP, len(self._round) // _TURNS)
         return True
 
     def _end_pause(self) -> None:
@@ -213,7 +216,7 @@ class _Rounds:
 
     def _tell(self) -> None:
         self._is_telling = True
-        room = _GROUP
+        room = self._group
         while self._urgent and room > 0:
             self._take(self._urgent).wake()
             room -= _URGENT_SHARE

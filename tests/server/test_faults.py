@@ -65,7 +65,6 @@ def test_random_disconnects_leak_no_blocks(server: LocalServer, *, stream: bool)
         wait_until(server.is_idle, 3)
 
 
-@pytest.mark.parametrize("stream", [True, False])
 def num_left() -> int:
     """Requests of which something is still in memory."""
     kinds = (Generation, Exchange, RequestResponseCycle)
@@ -87,6 +86,7 @@ def test_nothing_of_a_request_is_left_to_the_collector(server: LocalServer) -> N
         gc.enable()
 
 
+@pytest.mark.parametrize("stream", [True, False])
 def test_a_disconnect_ends_the_request_within_a_few_steps(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, *, stream: bool
 ) -> None:
