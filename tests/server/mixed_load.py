@@ -1,6 +1,7 @@
 """Row L12: requests of every kind for a while, and whether what the server holds grows."""
 
 import concurrent.futures
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -41,25 +42,30 @@ def load(
     """Closed loops for so long; a mark an answer, once a sixth of the time is over."""
     begun = time.monotonic()
 
-    def hold(number: int) -> list[Mark]:
+    def hold(number: int, client: httpx.Client) -> list[Mark]:
         draw = random.Random(number)
         marks: list[Mark] = []
-        with httpx.Client(base_url=server.url, timeout=60) as client:
-            while (elapsed := time.monotonic() - begun) < length_s:
-                # Twenty lengths, all of which come within the first sixth: torch keeps some 36 kB
-                # for a length of prompt it has not seen, and rare ones would come for hours.
-                text = f"Question {draw.random():.12f}" + " word" * draw.randrange(20)
-                messages = [{"role": "user", "content": text}]
-                body = {"messages": messages, "max_tokens": 8, **draw.choice(KINDS)}
-                answer = client.post("/v1/chat/completions", json=body)
-                assert answer.status_code == 200, answer.text
-                if elapsed > length_s / 6:
-                    held = (server.rss, server.num_fds, read_gpu_bytes())
-                    marks.append(Mark(elapsed, *held))
+        while (elapsed := time.monotonic() - begun) < length_s:
+            # Twenty lengths, all of which come within the first sixth: torch keeps some 36 kB
+            # for a length of prompt it has not seen, and rare ones would come for hours.
+            text = f"Question {draw.random():.12f}" + " word" * draw.randrange(20)
+            messages = [{"role": "user", "content": text}]
+            body = {"messages": messages, "max_tokens": 8, **draw.choice(KINDS)}
+            answer = client.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            if elapsed > length_s / 6:
+                held = (server.rss, server.num_fds, read_gpu_bytes())
+                marks.append(Mark(elapsed, *held))
         return marks
 
-    with concurrent.futures.ThreadPoolExecutor(num_clients) as pool:
-        parts = list(pool.map(hold, range(num_clients)))
+    with contextlib.ExitStack() as stack:
+        # All stay connected until the last has its last mark, as a connection is a descriptor.
+        clients = [
+            stack.enter_context(httpx.Client(base_url=server.url, timeout=60))
+            for _ in range(num_clients)
+        ]
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(num_clients))
+        parts = list(pool.map(hold, range(num_clients), clients))
     return sorted((mark for part in parts for mark in part), key=lambda mark: mark.elapsed_s)
 
 
