@@ -69,7 +69,7 @@ def test_first_and_last_tokens_go_first_and_all_go_in_groups() -> None:
         return sizes
 
     sizes = asyncio.run(hold())
-    assert max(sizes) == async_engine._GROUP
+    assert max(sizes) == 100 // async_engine._TURNS > async_engine._GROUP  # a round of 100 streams
     assert sizes[0] == async_engine._GROUP // async_engine._URGENT_SHARE
 
 
