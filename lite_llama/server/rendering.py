@@ -78,7 +78,9 @@ class Renderer:
 
     def _look_for_silence(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        if self._worker is not None and self._asked and loop.time() - self._heard >= TIME_LIMIT_S:
+        if self._worker is None:  # one is being started, and time counts once it is there
+            self._heard = loop.time()
+        elif self._asked and loop.time() - self._heard >= TIME_LIMIT_S:
             self._take(b"")
         if self._asked:
             rest = self._heard + TIME_LIMIT_S - loop.time()

@@ -121,6 +121,28 @@ def test_a_process_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
     assert (said, is_another) == ("c", True)
 
 
+def test_a_process_that_starts_slowly_is_waited_for_in_peace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rendering, "TIME_LIMIT_S", 0.3)
+    looks = 0
+    start, look = rendering._Worker.start, Renderer._look_for_silence
+
+    async def start_late(*arguments: Any) -> Any:
+        await asyncio.sleep(1)
+        return await start(*arguments)
+
+    def counting(renderer: Renderer, loop: asyncio.AbstractEventLoop) -> None:
+        nonlocal looks
+        looks += 1
+        look(renderer, loop)
+
+    monkeypatch.setattr(rendering._Worker, "start", start_late)
+    monkeypatch.setattr(Renderer, "_look_for_silence", counting)
+    assert with_renderer(TEMPLATE, lambda asker: asker.say("a")) == "a"
+    assert 1 <= looks <= 10
+
+
 def test_a_process_that_has_died_between_questions_costs_none() -> None:
     async def work(asker: Asker) -> str:
         assert await asker.say("a") == "a"
