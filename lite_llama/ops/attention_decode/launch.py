@@ -28,8 +28,8 @@ class Launch:
     """A sequence is cut into at most `max_chunks` chunks of at least `min_chunk` keys.
 
     `programs_per_head` programs share the chunks of one sequence and KV head; `by_length`: a long
-    sequence has more and a short one fewer, so many in the mean. Each reads `block_n` keys at a
-    time.
+    sequence has more and a short one fewer, so many in the mean, unless there is one for every
+    chunk, or they are in a chain. Each reads `block_n` keys at a time.
     """
 
     max_chunks: int
@@ -69,11 +69,13 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
         if problem.num_seqs <= 4:
             return Launch(max_chunks, 64, programs, 64, num_warps=4, num_stages=3)
         return Launch(max_chunks, 128, programs, 32, num_warps=2, num_stages=3)
-    by_length = problem.num_seqs > 1 and programs < max_chunks
-    if problem.dtype == torch.float32:
-        return Launch(max_chunks, min_chunk, programs, 32, 4, 3, by_length)
-    # The tiles that leave least of the memory's time unused in batches of 8 and 64.
-    block_n = 32 if problem.head_dim > 64 else 64
-    # With two programs an SM, as for one sequence, the loads of 3 stages are too few: 7 to 25 %.
-    num_stages = 5 if num_pairs * programs <= 2 * gpu.num_sms else 3
-    return Launch(max_chunks, min_chunk, programs, block_n, 4, num_stages, by_length)
+    block_n, num_stages = 32, 3
+    if problem.dtype != torch.float32:
+        # The tiles that leave least of the memory's time unused in batches of 8 and 64.
+        block_n = 32 if problem.head_dim > 64 else 64
+        # With two programs an SM, as for one sequence, 3 stages load too little: 7 to 25 %.
+        num_stages = 5 if num_pairs * programs <= 2 * gpu.num_sms else 3
+    return Launch(
+        max_chunks, min_chunk, programs, block_n, num_warps=4, num_stages=num_stages,
+        by_length=problem.num_seqs > 1,
+    )  # fmt: skip
