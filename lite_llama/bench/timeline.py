@@ -32,14 +32,14 @@ from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import ChainLaunches, settle_attention, weight_shapes
 from lite_llama.models.config import ModelConfig
-from lite_llama.ops.argmax.launch import choose_launch as choose_argmax
+from lite_llama.ops.advance_greedy.launch import num_pieces
 
-# Every module whose kernels wait for a kernel of the chain before them, and argmax, which does not.
+# Every module whose kernels wait for a kernel of the step before them.
 STAMPED_MODULES = (
     "lite_llama.kernel_lib.decode_gemv",
     "lite_llama.ops.attention_decode.kernel",
     "lite_llama.ops.norm_rope_write.kernel",
-    "lite_llama.ops.argmax.kernel",
+    "lite_llama.ops.advance_greedy.kernel",
 )
 BETWEEN = "between steps"
 _WARM_STEPS, _STEPS, _DRAWN_LAYERS = 30, 100, 2
@@ -165,9 +165,9 @@ def chain_sites(config: ModelConfig, launches: ChainLaunches, itemsize: int) -> 
             sites.append(Site("norm_rope_write", layer, num_heads))
         sites.append(Site("attention", layer, attention))
         sites += [product(name, layer) for name in ("o", "gate_up", "down")]
-    # argmax does not wait: its stamp is its start, and with it the head's end.
-    between = Site(BETWEEN, config.num_layers, choose_argmax(config.vocab_size).splits)
-    return [*sites, product("head", config.num_layers), between]
+    last = config.num_layers
+    draw = Site("draw", last, num_pieces(config.vocab_size))
+    return [*sites, product("head", last), draw, Site(BETWEEN, last, 1)]
 
 
 def group(stamps: Tensor) -> list[Kernel]:
@@ -252,7 +252,7 @@ def summary(steps: Sequence[Sequence[Kernel]], sites: Sequence[Site]) -> str:
             f"{name:16}{len(places):7}{site.programs:9}{median:8.2f}{times[len(times) // 5]:8.2f}"
             f"{times[-1 - len(times) // 5]:8.2f}{share:8.1%}{rate:>7}   {first:+.2f} {last:+.2f}"
         )
-    idle = [durations(step)[-1] for step in steps]
+    idle = [sum(durations(step)[-2:]) for step in steps]
     lines.append(
         f"{len(steps)} steps of {whole:.1f} us (median). From the head's end to the next step's "
         f"first kernel {statistics.median(idle):.1f} us ({min(idle):.1f} to {max(idle):.1f}), "

@@ -4,6 +4,9 @@ Inputs lie in buffers that the graphs read: token ids, positions, cache slots, l
 block table. So no graph depends on lengths or on which blocks a sequence owns. A batch is padded
 to the next recorded size with rows of length 0 whose slot is −1. Graphs are recorded when a size is
 first needed and share one memory pool.
+
+A graph that draws its tokens itself leaves the inputs of the step after it: as long as the same
+sequences decode within their blocks, the host sends nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,10 +28,10 @@ from lite_llama.models.chain_launches import ChainLaunches
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.inputs import ForwardBatch
 from lite_llama.models.ranks import RankGroup
+from lite_llama.ops.advance_greedy.op import NUM_FIELDS
 
-_NUM_FIELDS = 4  # token id, position, slot, length
-
-
+# Sequences decoded in a step of so many rows, their positions and slots.
+_Places = tuple[int, list[int], list[int]]
 # The launches of a step's fused chain by its batch size; None: the separate operators.
 Choose = Callable[[Decoder, int], ChainLaunches | None]
 
@@ -36,9 +39,9 @@ Choose = Callable[[Decoder, int], ChainLaunches | None]
 class DecodeGraphs:
     """Recorded decode steps of one model.
 
-    Every graph reads `fields` int64 [4, max_num_seqs] (token ids, positions, slots, lengths) and
-    `table`, which has a row a sequence. It leaves its result in `logits` float32 [max_num_seqs,
-    vocab], which all share, or draws from logits of its own.
+    Every graph reads `fields` int64 [5, max_num_seqs] (token ids, positions, slots, lengths, turns)
+    and `table`, which has a row a sequence. It leaves its result in `logits` float32 [max_num_seqs,
+    vocab], which all share, or draws from logits of its own: see `ops.advance_greedy`.
     """
 
     def __init__(
@@ -57,15 +60,14 @@ class DecodeGraphs:
         self._sizes = padded_sizes(rows)
         # Now, so that a bad table of launches is found before any step.
         self._launches = {size: choose(decoder, size) for size in self._sizes}
-        self.fields = torch.zeros((_NUM_FIELDS, rows), dtype=torch.int64, device=device)
+        self.fields = torch.zeros((NUM_FIELDS, rows), dtype=torch.int64, device=device)
         self.table = DeviceTable(rows, plan.max_blocks_per_seq, device)
-        # A copy to the device reads its source later: two sources take turns, and a step is
-        # launched only after the one before the last has been read back.
-        self._staging = [
-            torch.zeros((_NUM_FIELDS - 1, rows), dtype=torch.int64, pin_memory=True)
-            for _ in range(2)
-        ]
+        # A copy to the device reads its source later, and the host what a step has drawn: two of
+        # each take turns, and a step is launched only after the one before the last has been read.
+        self._staging = torch.zeros((2, NUM_FIELDS - 1, rows), dtype=torch.int64, pin_memory=True)
+        self._told = torch.zeros((2, rows), dtype=torch.int64, pin_memory=True)
         self._turn = 0
+        self._next: _Places | None = None  # what the last graph has left in the fields
         # By size, and whether the greedy token is drawn within the graph.
         self._recorded: dict[tuple[int, bool], Recorded] = {}
         self._drawn: Tensor | None = None  # what the last graph left in the token field
@@ -85,17 +87,17 @@ class DecodeGraphs:
         from n on are padding, or the likeliest int64 [n].
 
         `token_ids` and `positions` of those tokens. Ids may still be on the device, int64 [n]:
-        drawn by a step that the host has not read. The next launch overwrites logits, the next of
-        the same size tokens.
+        drawn by a step that the host has not read. The next launch overwrites the result.
         """
         count = len(requests)
         size = next(size for size in self._sizes if size >= count)
         if (size, greedy) not in self._recorded:
+            if isinstance(token_ids, Tensor):
+                token_ids = token_ids.clone()  # they may lie in the fields, which are in the way
             recorded = self.record(size, self._launches[size], greedy=greedy)
             self._recorded[size, greedy] = recorded
-            self._drawn = None
         self.table.write(0, [request.blocks for request in requests])
-        self._write_fields(requests, positions, size)
+        self._write_fields(requests, positions, size, greedy=greedy)
         if token_ids is not self._drawn:
             if not isinstance(token_ids, Tensor):
                 token_ids = upload(token_ids, torch.int64, self._plan.device)
@@ -105,20 +107,33 @@ class DecodeGraphs:
         self._drawn = result[:count] if greedy else None
         return result if self._drawn is None else self._drawn
 
+    @property
+    def told(self) -> Tensor:
+        """What the last launch draws, for the host: int64 [max_num_seqs].
+
+        To be read once an event recorded after that launch has come, and before the next but one.
+        """
+        return self._told[1 - self._turn]
+
     def _write_fields(
-        self, requests: Sequence[OwnsBlocks], positions: list[int], size: int
+        self, requests: Sequence[OwnsBlocks], positions: list[int], size: int, *, greedy: bool
     ) -> None:
-        padding = size - len(requests)
+        """Let the fields hold this step of `size` rows, whose graph goes on to the next if it is
+        `greedy`."""
         slots = slots_at([one.blocks for one in requests], positions, self._plan.block_size)
-        staging = self._staging[self._turn]
+        if (size, positions, slots) != self._next:
+            padding = size - len(requests)
+            rows = [
+                positions + [0] * padding,
+                slots + [-1] * padding,
+                [position + 1 for position in positions] + [0] * padding,
+                [self._turn] * size,
+            ]
+            staging = self._staging[self._turn]
+            staging[:, :size] = as_tensor(rows, torch.int64)
+            self.fields[1:].copy_(staging, non_blocking=True)
+        self._next = (size, _each_next(positions), _each_next(slots)) if greedy else None
         self._turn = 1 - self._turn
-        rows = [
-            positions + [0] * padding,
-            slots + [-1] * padding,
-            [position + 1 for position in positions] + [0] * padding,
-        ]
-        staging[:, :size] = as_tensor(rows, torch.int64)
-        self.fields[1:].copy_(staging, non_blocking=True)
 
     def record(
         self, size: int, launches: ChainLaunches | None, *, greedy: bool = False
@@ -126,6 +141,7 @@ class DecodeGraphs:
         """A step of `size` sequences, and where it leaves its logits (or tokens; see `launch`)."""
         self.fields[:, :size].zero_()
         self.fields[2, :size] = -1
+        self._drawn = self._next = None
         recorded = record(
             lambda: self.forward(size, launches, greedy=greedy), self._pool, self._plan
         )
@@ -137,12 +153,11 @@ class DecodeGraphs:
         logits = self._compute(size, launches)
         if not greedy:
             return self.logits[:size].copy_(logits)
-        tokens = ops.argmax(logits)[1]
-        self.fields[0, :size].copy_(tokens)  # where the next step reads them
-        return tokens
+        ops.advance_greedy(logits, self.fields, self._told)
+        return self.fields[0, :size]
 
     def _compute(self, size: int, launches: ChainLaunches | None) -> Tensor:
-        token_ids, positions, slots, lengths = (field[:size] for field in self.fields)
+        token_ids, positions, slots, lengths, _ = (field[:size] for field in self.fields)
         inputs = ForwardBatch(
             token_ids=token_ids,
             positions=positions,
@@ -161,6 +176,10 @@ class DecodeGraphs:
         """Destroy the graphs."""
         destroy(self._recorded)
         self._drawn = None
+
+
+def _each_next(places: list[int]) -> list[int]:
+    return [place + 1 for place in places]
 
 
 class SharedGraphs(DecodeGraphs):

@@ -31,20 +31,18 @@ class _Live:
 
 
 class _ReadBack:
-    """Tokens on their way from the device, where they are `source`, to the host."""
+    """Tokens on their way from the device, where they are `source`, to the host.
 
-    def __init__(self, tokens: Tensor) -> None:
+    `told`: where the launch that draws them stores them for the host too, if it does.
+    """
+
+    def __init__(self, tokens: Tensor, told: Tensor | None = None) -> None:
         self.source = tokens
+        self._host = _sent(tokens) if told is None else told
         self._event: torch.cuda.Event | None = None
         if tokens.is_cuda:
-            from lite_llama.kernel_lib.host_copy import store_to_host
-
-            self._host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            store_to_host(tokens.contiguous(), self._host)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
-        else:
-            self._host = tokens.clone()  # the next draw may overwrite them
 
     def has_come(self) -> bool:
         """Whether `wait` would return at once."""
@@ -56,6 +54,17 @@ class _ReadBack:
             self._event.synchronize()
         listed: list[int] = self._host.tolist()
         return listed
+
+
+def _sent(tokens: Tensor) -> Tensor:
+    """A copy for the host, there once an event recorded after this has come."""
+    if not tokens.is_cuda:
+        return tokens.clone()  # the next draw may overwrite them
+    from lite_llama.kernel_lib.host_copy import store_to_host
+
+    host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+    store_to_host(tokens.contiguous(), host)
+    return host
 
 
 @dataclass(frozen=True)
@@ -245,13 +254,13 @@ class Engine:
         is_free = all(map(_draws_unread, drawing))
         with torch.inference_mode():
             if is_free and sampler.is_greedy(drawing) and self.runner.replays(planned):
-                tokens = self.runner.draw(planned, unread)
+                read_back = _ReadBack(*self.runner.draw(planned, unread))
             else:
                 logits = self.runner.run(planned, unread)
                 if not is_free:
                     return _Computed(planned, drawing, logits)
-                tokens = self._sampler.sample(logits, drawing)
-        return _Drawn(planned, drawing, _ReadBack(tokens), {})
+                read_back = _ReadBack(self._sampler.sample(logits, drawing))
+        return _Drawn(planned, drawing, read_back, {})
 
     def _draw(self, step: _Computed) -> _Drawn:
         tokens, logprobs = self._sampler.draw(step.logits, step.drawing)

@@ -76,9 +76,15 @@ class Runner:
         return self.graphs is not None and batch.only_decodes(planned)
 
     @torch.inference_mode()
-    def draw(self, planned: list[Scheduled], unread: batch.Unread | None) -> Tensor:
-        """The likeliest next token of each request, int64, of a plan that is replayed."""
-        return self._replay(planned, unread, greedy=True)
+    def draw(self, planned: list[Scheduled], unread: batch.Unread | None) -> tuple[Tensor, Tensor]:
+        """The likeliest next token of each request, int64, of a plan that is replayed.
+
+        On the device, and where it tells the host (see `DecodeGraphs.told`).
+        """
+        tokens = self._replay(planned, unread, greedy=True)
+        if self.graphs is None:
+            raise AssertionError("there are no graphs to replay")
+        return tokens, self.graphs.told[: len(tokens)]
 
     def _replay(
         self, planned: list[Scheduled], unread: batch.Unread | None, *, greedy: bool

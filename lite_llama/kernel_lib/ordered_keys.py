@@ -44,6 +44,15 @@ def best_indexed_key(key, index):
 
 
 @triton.jit
+def best_of_piece(row_ptr, first, n, BLOCK: tl.constexpr):
+    """indexed_key of the largest of BLOCK values of a row [n] from `first` on, by lowest index."""
+    index = first + tl.arange(0, BLOCK)
+    inside = index < n
+    key = ordered_key(tl.load(row_ptr + index, mask=inside, other=0.0))
+    return best_indexed_key(tl.where(inside, key, 0), index)
+
+
+@triton.jit
 def sums_reaching(key, weight, threshold, step, NUM: tl.constexpr):
     """[NUM]: sums of the weights [n] of `key` >= threshold + i · step, in one reduction."""
     thresholds = threshold + tl.arange(0, NUM).to(tl.uint32) * step

@@ -15,8 +15,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_wait, globaltimer
 
-from lite_llama.kernel_lib.ordered_keys import ordered_key
-
 # Two launches never go on within 256 ns: a store and a kernel boundary lie between them. 33 ms are
 # kept, older stamps written over; 128 programs of each launch, or all if it has fewer.
 TICK_BITS = tl.constexpr(8)
@@ -49,25 +47,15 @@ def stamped_wait():
     _store(before, after)
 
 
-@triton.jit
-def stamped_key(x):
-    """`ordered_key`, with a stamp: argmax calls it first thing, when the chain has ended."""
-    now = globaltimer()
-    _store(now, now)
-    return ordered_key(x)
-
-
 def take_stamps(modules: Iterable[ModuleType], device: torch.device) -> Tensor:
-    """Put stamping functions into kernel modules, of which no kernel may have compiled yet.
+    """Put the stamping wait into kernel modules, of which no kernel may have compiled yet.
 
     Returns the buffer that `read_stamps` reads; it must live as long as those kernels run.
     """
     buffer = torch.zeros((NUM_TICKS.value, NUM_PLACES.value, 2), dtype=torch.int64, device=device)
     _ADDRESS.value = buffer.data_ptr()
     for module in modules:
-        for name, stamped in (("gdc_wait", stamped_wait), ("ordered_key", stamped_key)):
-            if hasattr(module, name):
-                setattr(module, name, stamped)
+        module.gdc_wait = stamped_wait  # type: ignore[attr-defined]
     return buffer
 
 

@@ -208,7 +208,7 @@ def _inputs(
         rows = [tokens, torch.full_like(tokens, last), slots, torch.full_like(tokens, context)]
         fields = torch.zeros_like(graphs.fields)
         fields[2] = -1
-        fields[:, :num_seqs] = torch.stack(rows).to(fields.device)
+        fields[: len(rows), :num_seqs] = torch.stack(rows).to(fields.device)
         found.append(fields)
     return found
 

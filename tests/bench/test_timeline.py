@@ -49,10 +49,11 @@ LAYER = {
     "down": (1024, 1024, (31.23, 31.49, 32.51, 32.77), (33.02, 33.02, 33.02, 33.02)),
 }
 LAYER_US = 39.42
-# Made up: the head's waves, and argmax's start.
+# Made up: the head's waves, and the draw's two kernels.
 END = {
     "head": (32064, 32064, (-6.0, 12.0, 104.0, 116.0), (0.0, 12.0, 104.0, 116.0)),
-    BETWEEN: (63, 63, (119.0, 119.0, 119.0, 119.3), (119.0, 119.0, 119.0, 119.3)),
+    "draw": (63, 63, (117.0, 118.0, 118.0, 118.3), (119.0, 119.0, 119.0, 119.3)),
+    BETWEEN: (1, 1, (118.5, 118.5, 118.5, 118.5), (121.0, 121.0, 121.0, 121.0)),
 }
 STEP_US = 16 * LAYER_US + 135.0
 
@@ -105,14 +106,15 @@ STEPS = split_steps(group(STAMPS), SITES)
 
 
 def test_a_step_is_cut_into_its_launches() -> None:
-    assert [len(step) for step in STEPS] == [83, 83]  # of the first step the first kernel is cut
+    assert [len(step) for step in STEPS] == [84, 84]  # of the first step the first kernel is cut
     for step in STEPS:
         names = [site.name for site in SITES]
         found = dict(zip(names[35:40], durations(step)[35:40], strict=True))
         want = {"qkv": 5.37, "attention": 5.89, "o": 3.33, "gate_up": 16.38, "down": 8.45}
         assert found == pytest.approx(want, abs=0.002)
         assert sum(durations(step)) == pytest.approx(STEP_US, abs=0.01)
-        assert durations(step)[-2:] == pytest.approx([119.0, STEP_US - 16 * LAYER_US - 119.0])
+        left = STEP_US - 16 * LAYER_US - 121.0
+        assert durations(step)[-3:] == pytest.approx([119.0, 2.0, left])
 
 
 def test_programs_that_wait_before_the_release_are_told_from_later_ones() -> None:
@@ -132,7 +134,7 @@ def test_launches_of_equal_size_are_told_apart_by_a_program_that_comes_again() -
 
 def test_stamps_that_do_not_fit_the_chain_are_one_line() -> None:
     other = [replace(site, programs=7) if site.name == "o" else site for site in SITES]
-    with pytest.raises(ConfigError, match=r"hold no step of 82: programs .*expected"):
+    with pytest.raises(ConfigError, match=r"hold no step of 83: programs .*expected"):
         split_steps(group(STAMPS), other)
     kernels = group(STAMPS)
     del kernels[200]
@@ -183,10 +185,11 @@ def test_sites_are_what_the_chain_launches(preset: str, monkeypatch: pytest.Monk
         field = torch.zeros(1, dtype=torch.int64, device=device)
         table = torch.zeros((1, 4), dtype=torch.int32, device=device)
         batch = ForwardBatch(field, field, field, table, field, field, 1, 0)
-        ops.argmax(decode_chain.forward(decoder, batch, cache, launches))
-    # The embedding before, and argmax's second kernel after, take no stamp.
+        logits = decode_chain.forward(decoder, batch, cache, launches)
+        ops.advance_greedy(logits, field.expand(5, 1).clone(), field.expand(2, 1).clone())
+    # The embedding before takes no stamp.
     want = [site.programs for site in chain_sites(config, launches, 2)]
-    assert launched[1:-1] == want
+    assert launched[1:] == want
 
 
 def test_a_plain_launch_in_the_chain_is_refused() -> None:
@@ -199,7 +202,7 @@ def test_a_plain_launch_in_the_chain_is_refused() -> None:
 def test_every_module_with_a_wait_takes_stamps() -> None:
     waiting = {module.__name__ for module in kernel_modules() if hasattr(module, "gdc_wait")}
     waiting.discard("lite_llama.kernel_lib.stamps")
-    assert waiting == set(timeline.STAMPED_MODULES) - {"lite_llama.ops.argmax.kernel"}
+    assert waiting == set(timeline.STAMPED_MODULES)
 
 
 def test_a_machine_that_cannot_is_one_line_and_exit_code_1(

@@ -1,8 +1,7 @@
 """Print, as JSON, what stamps add to the chain's kernels: `python -m tests.compile.stamped_chain`.
 
 {case: {"clock": reads of the clock before and after the wait, "order": as in chain_order, "stored":
-stores before the wait}}, compiled for sm_90 with the stamping functions in place. argmax does not
-wait: all of it counts as before.
+stores before the wait}}, compiled for sm_90 with the stamping functions in place.
 """
 
 import importlib
@@ -23,7 +22,6 @@ CASES = (
     "norm_qkv: 32/8 heads of 64 bf16",
     "norm_rope_write: 16/8 heads of 128 bf16",
     "attention_decode: 32/8 64 bf16 in the chain",
-    "argmax: 8x128256 fp32",
 )
 
 

@@ -6,7 +6,6 @@ from tests.compile.test_chain_order import ACTIVATIONS
 
 def test_stamps_go_around_the_wait_and_no_load_moves_over_it() -> None:
     found = run_module("tests.compile.stamped_chain")
-    assert found.pop("argmax: 8x128256 fp32")["clock"] == [1, 0]
     assert len(found) == 6
     for name, kernel in found.items():
         assert kernel["clock"] == [1, 1], name

@@ -12,6 +12,7 @@ from lite_llama.engine import tp_worker
 from lite_llama.engine.cuda_graphs import SharedGraphs
 from lite_llama.engine.device_table import DeviceTable
 from lite_llama.engine.runner import Runner
+from lite_llama.ops.advance_greedy.op import NUM_FIELDS
 
 
 class Replay:
@@ -44,11 +45,12 @@ class HostSharedGraphs(SharedGraphs):
         self._workers = workers
         self._sizes = [1, 2, 4, rows]
         self._launches = dict.fromkeys(self._sizes)
-        self.fields = torch.zeros((4, rows), dtype=torch.int64)
+        self.fields = torch.zeros((NUM_FIELDS, rows), dtype=torch.int64)
         self.logits = torch.zeros(rows, runner.decoder.config.vocab_size)
         self.table = DeviceTable(rows, runner.plan.max_blocks_per_seq, self._plan.device)
-        self._staging = [torch.zeros((3, rows), dtype=torch.int64) for _ in range(2)]
-        self._turn = 0
+        self._staging = torch.zeros((2, NUM_FIELDS - 1, rows), dtype=torch.int64)
+        self._told = torch.zeros((2, rows), dtype=torch.int64)
+        self._turn, self._next = 0, None
         self._sent, self._rows = [], []
         self._recorded, self._drawn = {}, None
         self.log: list[str] = []
@@ -56,6 +58,7 @@ class HostSharedGraphs(SharedGraphs):
     def record(self, size: int, launches: Any, *, greedy: bool = False) -> Any:  # noqa: ARG002
         self.fields[:, :size].zero_()
         self.fields[2, :size] = -1
+        self._drawn = self._next = None
         graph = Replay(self, size, greedy=greedy)
         return graph, graph.result
 

@@ -34,6 +34,7 @@ class HostGraphs:
     def __init__(self, runner: Runner, logits: Tensor) -> None:
         self._runner = runner
         self._logits = logits
+        self.told = torch.empty(0, dtype=torch.int64)
 
     def launch(
         self,
@@ -61,7 +62,11 @@ class HostGraphs:
         logits = self._runner.decoder.forward(inputs, self._runner.kv_cache)
         out = self._logits[: min(-(-len(requests) // 4) * 4, len(self._logits))]
         out[: len(requests)] = logits
-        return ops.argmax(out[: len(requests)])[1] if greedy else out
+        if not greedy:
+            return out
+        tokens = ops.argmax(out[: len(requests)])[1]
+        self.told = tokens.clone()
+        return tokens
 
 
 class HostRecording:

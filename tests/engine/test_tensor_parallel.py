@@ -20,10 +20,8 @@ import psutil
 import pytest
 import torch
 from gguf import GGMLQuantizationType as QType
-from torch import Tensor
 
 from lite_llama import LLM, ConfigError, EngineError, SamplingParams
-from lite_llama.engine import engine as engine_module
 from lite_llama.engine import workers
 from lite_llama.engine.config import EngineConfig, resolve
 from lite_llama.engine.engine import Engine
@@ -246,21 +244,12 @@ def test_a_second_model_of_ranks_is_refused(two: LLM, path: Path) -> None:
         LLM(path, tensor_parallel_size=2, **SMALL)
 
 
-class CopiedBack(engine_module._ReadBack):
-    """As from a GPU: what the next launch of a graph overwrites is not what the host reads."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        super().__init__(tokens)
-        self._host = tokens.clone()
-
-
 @pytest.fixture(scope="module")
 def ahead(two: LLM, path: Path) -> Iterator[LLM]:
     """Two ranks with a stand-in for the graphs of a GPU, so that steps are launched ahead."""
     two.close()  # a process is in one group
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor)
-        patch.setattr(engine_module, "_ReadBack", CopiedBack)
         patch.setattr(workers, "_MAIN", rank_without_gpu.__name__)
         with LLM(path, tensor_parallel_size=2, **SMALL) as llm:
             runner = llm.engine.runner

@@ -183,7 +183,7 @@ class Chain:
         weights = torch.arange(self._vocab, device=device) * 2 + 1
 
         def step() -> None:
-            graphs.fields[1:, :size] = self._places.index_select(0, self._step)[0]
+            graphs.fields[1:4, :size] = self._places.index_select(0, self._step)[0]
             logits = graphs.forward(size, launches)
             tokens = ops.argmax(logits)[1]
             checksums = (logits.view(torch.int32) * weights).sum(1)

@@ -38,7 +38,7 @@ def _new(device: torch.device, *shape: int, scale: float = 1.0, dtype: Any = DTY
     return torch.empty(shape, dtype=dtype, device=device).copy_(values)
 
 
-def _integers(device: torch.device, values: list[int], dtype: Any = torch.int64) -> Tensor:
+def _integers(device: torch.device, values: list[Any], dtype: Any = torch.int64) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
 
 
@@ -73,6 +73,13 @@ def _kv_write(device: torch.device) -> Results:
     caches = _caches(device, 3, 20)
     ops.kv_write(k, v, *caches, _integers(device, SLOTS))
     return tuple(caches)
+
+
+def _advance_greedy(device: torch.device) -> Results:
+    fields = _integers(device, [[1, 2, 3], [4, 0, 8], [20, -1, 7], [5, 0, 9], [1, 0, 0]])
+    told = _integers(device, [[0, 0, 0], [0, 0, 0]])
+    ops.advance_greedy(_new(device, 3, 9001), fields, told)
+    return fields, told
 
 
 def _cache_arguments(device: torch.device, num_tokens: int, heads: int, dim: int) -> dict[str, Any]:
@@ -221,6 +228,7 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "apply_masks": {"": _apply_masks},
     "apply_penalties": {"": _apply_penalties},
+    "advance_greedy": {"": _advance_greedy},
     "argmax": {
         "one piece": lambda d: ops.argmax(_new(d, 3, 77)),
         "pieces": lambda d: ops.argmax(_new(d, 2, 9001)),

@@ -20,6 +20,7 @@ from lite_llama.kernel_lib.gpu import INTERPRETER
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import ChainLaunches, choose_launches, find_launches
 from lite_llama.models.loader import random_decoder
+from lite_llama.ops.advance_greedy.op import NUM_FIELDS
 from lite_llama.tuning import measure, run
 from lite_llama.tuning.measure import ChainMeter
 from lite_llama.tuning.precompile import num_workers
@@ -46,7 +47,7 @@ class CpuGraphs(DecodeGraphs):
 
     def __init__(self, engine: Engine) -> None:
         self._decoder, self._kv_cache = engine.runner.decoder, engine.runner.kv_cache
-        self.fields = torch.zeros((4, 8), dtype=torch.int64)
+        self.fields = torch.zeros((NUM_FIELDS, 8), dtype=torch.int64)
         self.table = DeviceTable(8, 16, torch.device("cpu"))
         self.logits = torch.zeros(8, BASE.vocab_size)
 

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lite_llama.kernel_lib.ordered_keys import best_indexed_key, index_of, ordered_key
+from lite_llama.kernel_lib.ordered_keys import best_of_piece, index_of
 from lite_llama.kernel_lib.rows import as_rows, next_power_of_2
 from lite_llama.ops.argmax.launch import choose_launch
 
@@ -33,10 +33,7 @@ def _best_of_piece(
     BLOCK: tl.constexpr,
 ):
     row = (tl.program_id(0) // splits).to(tl.int64)
-    index = (tl.program_id(0) % splits) * BLOCK + tl.arange(0, BLOCK)
-    mask = index < n
-    key = ordered_key(tl.load(x_ptr + row * x_row_stride + index, mask=mask, other=0.0))
-    best = best_indexed_key(tl.where(mask, key, 0), index)
+    best = best_of_piece(x_ptr + row * x_row_stride, tl.program_id(0) % splits * BLOCK, n, BLOCK)
     if WHOLE_ROW:
         _store_result(best, x_ptr, values_ptr, indices_ptr, row, x_row_stride)
     else:

@@ -1,0 +1,85 @@
+"""advance_greedy in Triton: argmax's two kernels, the second of which moves the fields on.
+
+Both are dependent launches, whatever stands before them, and wait first thing: between two steps of
+a small model the time that a launch takes is all the time there is.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from lite_llama.kernel_lib.gpu import gpu_spec
+from lite_llama.kernel_lib.ordered_keys import best_of_piece, index_of
+from lite_llama.kernel_lib.rows import next_power_of_2
+from lite_llama.ops.advance_greedy.launch import BLOCK, num_pieces
+
+
+@triton.jit
+def _best_of_pieces(
+    logits_ptr, best_ptr, row_stride, vocab, PIECE: tl.constexpr, OVERLAP: tl.constexpr
+):
+    """Grid: (pieces, rows)."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
+    row_ptr = logits_ptr + tl.program_id(1).to(tl.int64) * row_stride
+    best = best_of_piece(row_ptr, tl.program_id(0) * PIECE, vocab, PIECE)
+    tl.store(best_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), best)
+
+
+@triton.jit
+def _advance(
+    best_ptr, fields_ptr, told_ptr, num_rows, pieces, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
+    """Grid: (rows,)."""
+    row = tl.program_id(0)
+    field_ptr = fields_ptr + row
+    # Written by no kernel of this step: read before the wait.
+    position = tl.load(field_ptr + num_rows)
+    slot = tl.load(field_ptr + 2 * num_rows)
+    length = tl.load(field_ptr + 3 * num_rows)
+    turn = tl.load(field_ptr + 4 * num_rows)
+    if OVERLAP:
+        gdc_wait()
+    piece = tl.arange(0, BLOCK)
+    best = tl.load(best_ptr + row * pieces + piece, mask=piece < pieces, other=0)
+    token = index_of(tl.max(best, axis=0))
+    real = length > 0
+    tl.store(told_ptr + turn * num_rows + row, token, mask=real)
+    tl.store(field_ptr, token, mask=real)
+    tl.store(field_ptr + num_rows, position + 1, mask=real)
+    tl.store(field_ptr + 2 * num_rows, slot + 1, mask=real)
+    tl.store(field_ptr + 3 * num_rows, length + 1, mask=real)
+    tl.store(field_ptr + 4 * num_rows, turn ^ 1, mask=real)
+
+
+def advance_greedy(logits: Tensor, fields: Tensor, told: Tensor) -> None:
+    """`logits` with at least one row, of 1 to MAX_VOCAB values."""
+    count, vocab = logits.shape
+    overlap = gpu_spec(logits.device).has_pdl
+    pieces = num_pieces(vocab)
+    best = torch.empty(count * pieces, dtype=torch.int64, device=logits.device)
+    _best_of_pieces[(pieces, count)](
+        logits,
+        best,
+        logits.stride(0),
+        vocab,
+        PIECE=BLOCK,
+        OVERLAP=overlap,
+        num_warps=2,
+        launch_pdl=overlap,
+    )
+    block = next_power_of_2(pieces)
+    _advance[(count,)](
+        best,
+        fields,
+        told,
+        fields.shape[1],
+        pieces,
+        BLOCK=block,
+        OVERLAP=overlap,
+        num_warps=max(1, min(16, block // 128)),
+        launch_pdl=overlap,
+    )
