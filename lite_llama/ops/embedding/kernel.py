@@ -1,10 +1,16 @@
-"""embedding in Triton: one program a piece of a gathered row."""
+"""embedding in Triton: one program a piece of a gathered row.
+
+It waits for all that came before, as any plain launch does, but lets a dependent one behind it
+start at once: a decode step's first weights are on their way while its tokens' rows are read.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 
+from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.kernel_lib.rows import ceil_div, next_power_of_2
 
 # 128 threads with two 16-byte loads each.
@@ -12,7 +18,11 @@ _BYTES_PER_PROGRAM = 128 * 16 * 2
 
 
 @triton.jit
-def _embedding(indices_ptr, table_ptr, out_ptr, table_row_stride, n, BLOCK: tl.constexpr):
+def _embedding(
+    indices_ptr, table_ptr, out_ptr, table_row_stride, n, BLOCK: tl.constexpr, HAS_PDL: tl.constexpr
+):
+    if HAS_PDL:
+        gdc_launch_dependents()
     pieces = tl.cdiv(n, BLOCK)
     row = (tl.program_id(0) // pieces).to(tl.int64)
     columns = (tl.program_id(0) % pieces) * BLOCK + tl.arange(0, BLOCK)
@@ -35,6 +45,7 @@ def embedding(indices: Tensor, table: Tensor) -> Tensor:
         table.stride(0),
         n,
         BLOCK=block,
+        HAS_PDL=gpu_spec(table.device).has_pdl,
         num_warps=max(1, min(4, block * itemsize // 1024)),
     )
     return out
