@@ -1,6 +1,6 @@
 """Where a steady decode step's time goes, kernel by kernel of the decode chain.
 
-`python -m lite_llama.bench.timeline [--preset P]` prints a table and draws
+`python -m lite_llama.bench.timeline [--preset P] [--batch N]` prints a table and draws
 bench/plots/<gpu>/timeline.png. The programs of the chain's kernels take the time stamps themselves
 (`kernel_lib.stamps`): of kernels that overlap, a profiler does not tell work from waiting, and on
 some machines it sees no kernel at all. A kernel's time is from its release, when all of its
@@ -70,39 +70,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="llama-3.2-1b")
     parser.add_argument("--prompt-len", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=1, help="sequences, at most 8")
     parser.add_argument("--folder", type=Path, default=Path("bench/plots"))
     options = parser.parse_args()
     try:
-        run(options.preset, options.prompt_len, options.folder)
+        run(options.preset, options.prompt_len, options.batch, options.folder)
     except LiteLlamaError as error:
         print(error, file=sys.stderr)
         sys.exit(1)
 
 
-def run(preset: str, prompt_len: int, folder: Path) -> None:
+def run(preset: str, prompt_len: int, batch: int, folder: Path) -> None:
     """One measurement; ConfigError where the chain does not run or its stamps do not fit it."""
     if not torch.cuda.is_available() or not gpu_spec(torch.device("cuda")).has_pdl:
         raise ConfigError("no GPU with dependent launches, needed: compute capability 9.0 or newer")
     # A process of its own: kernels that have compiled without stamps keep none.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        plain = pool.submit(plain_step_us, preset, prompt_len).result()
-    sites, stamps, stamped = record(preset, prompt_len)
-    print(f"{preset}, {prompt_len} tokens and more, one sequence: {stamped:.1f} us a step")
+        plain = pool.submit(plain_step_us, preset, prompt_len, batch).result()
+    sites, stamps, stamped = record(preset, prompt_len, batch)
+    print(f"{preset}, {batch} x {prompt_len} tokens and more: {stamped:.1f} us a step")
     print(f"({plain:.1f} without stamps); {len(stamps)} stamps")
     steps = split_steps(group(stamps), sites)
     print(summary(steps, sites))
     gpu = gpu_spec(torch.device("cuda"))
-    path = folder / gpu.slug / "timeline.png"
-    draw(steps, sites, path, f"{preset} on {gpu.name}, one sequence")
+    path = folder / gpu.slug / ("timeline.png" if batch == 1 else f"timeline_b{batch}.png")
+    draw(steps, sites, path, f"{preset} on {gpu.name}, batch {batch}")
     print(path)
 
 
-def plain_step_us(preset: str, prompt_len: int) -> float:
+def plain_step_us(preset: str, prompt_len: int, batch: int) -> float:
     """Microseconds a step without stamps."""
-    return step_us(build_engine(EngineConfig(prefix_caching=False), None, preset), prompt_len)
+    engine = build_engine(EngineConfig(prefix_caching=False), None, preset)
+    return step_us(engine, prompt_len, batch)
 
 
-def record(preset: str, prompt_len: int) -> tuple[list[Site], Tensor, float]:
+def record(preset: str, prompt_len: int, batch: int) -> tuple[list[Site], Tensor, float]:
     """(what a step launches, the stamps of the last steps, microseconds a step with stamps)."""
     from lite_llama.kernel_lib import stamps
 
@@ -110,35 +112,42 @@ def record(preset: str, prompt_len: int) -> tuple[list[Site], Tensor, float]:
     buffer = stamps.take_stamps(modules, torch.device("cuda"))
     engine = build_engine(EngineConfig(prefix_caching=False), None, preset)
     decoder, graphs = engine.runner.decoder, engine.runner.graphs
-    launches = decode_chain.engine_launches(decoder, 1)
+    launches = decode_chain.engine_launches(decoder, batch)
     if launches is None or graphs is None:
-        raise ConfigError(f"{preset} does not decode by the chain; choose dense weights")
+        raise ConfigError(
+            f"{preset} does not decode {batch} sequences by the chain; choose dense weights, and "
+            "at most 8 sequences"
+        )
     max_kv_len = graphs.table.values.shape[1] * engine.plan.block_size
     launches = settle_attention(
-        launches, engine.model, (1, decoder.dtype, max_kv_len), gpu_spec(engine.plan.device)
+        launches, engine.model, (batch, decoder.dtype, max_kv_len), gpu_spec(engine.plan.device)
     )
-    sites = chain_sites(engine.model, launches, decoder.dtype.itemsize)
-    each = step_us(engine, prompt_len)
+    sites = chain_sites(engine.model, launches, decoder.dtype.itemsize, batch)
+    each = step_us(engine, prompt_len, batch)
     return sites, stamps.read_stamps(buffer), each
 
 
-def step_us(engine: Engine, prompt_len: int) -> float:
-    """Microseconds a steady decode step of one sequence, as the host sees it."""
+def step_us(engine: Engine, prompt_len: int, batch: int) -> float:
+    """Microseconds a steady decode step, as the host sees it."""
     params = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True)
-    engine.add("0", [7] * prompt_len, params)
+    for number in range(batch):
+        engine.add(str(number), [7 + number] * prompt_len, params)
     for _ in range(_WARM_STEPS):
         engine.step()
     begin = time.perf_counter()
     for _ in range(_STEPS):
         engine.step()
     each = (time.perf_counter() - begin) / _STEPS
-    engine.abort("0")
+    for number in range(batch):
+        engine.abort(str(number))
     torch.cuda.synchronize()
     return each * 1e6
 
 
-def chain_sites(config: ModelConfig, launches: ChainLaunches, itemsize: int) -> list[Site]:
-    """What a greedy step of one sequence launches that takes stamps, in order.
+def chain_sites(
+    config: ModelConfig, launches: ChainLaunches, itemsize: int, batch: int
+) -> list[Site]:
+    """What a greedy step of `batch` sequences launches that takes stamps, in order.
 
     `launches` with attention's spelled out. ConfigError if one of them is a plain launch.
     """
@@ -156,8 +165,8 @@ def chain_sites(config: ModelConfig, launches: ChainLaunches, itemsize: int) -> 
             blocks = rows
         return Site(site, layer, -(-blocks // how.block_n), rows * columns * itemsize)
 
-    num_heads = config.num_q_heads + 2 * config.num_kv_heads
-    attention = config.num_kv_heads * launches.attention.programs_per_head
+    num_heads = batch * (config.num_q_heads + 2 * config.num_kv_heads)
+    attention = batch * config.num_kv_heads * launches.attention.programs_per_head
     sites = []
     for layer in range(config.num_layers):
         sites.append(product("qkv", layer))
@@ -166,8 +175,8 @@ def chain_sites(config: ModelConfig, launches: ChainLaunches, itemsize: int) -> 
         sites.append(Site("attention", layer, attention))
         sites += [product(name, layer) for name in ("o", "gate_up", "down")]
     last = config.num_layers
-    draw = Site("draw", last, num_pieces(config.vocab_size))
-    return [*sites, product("head", last), draw, Site(BETWEEN, last, 1)]
+    draw = Site("draw", last, batch * num_pieces(config.vocab_size))
+    return [*sites, product("head", last), draw, Site(BETWEEN, last, batch)]
 
 
 def group(stamps: Tensor) -> list[Kernel]:

@@ -72,7 +72,7 @@ def _sites(config: ModelConfig) -> list[Site]:
         head=replace(launches.head, block_n=4),
     )
     problem = (1, torch.bfloat16, 131072)
-    return chain_sites(config, settle_attention(launches, config, problem, H200), 2)
+    return chain_sites(config, settle_attention(launches, config, problem, H200), 2, 1)
 
 
 LLAMA = _config("llama-3.2-1b")
@@ -162,8 +162,11 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "gpu" / "timeline.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("preset", ["llama-3.2-1b", "qwen3-0.6b"])
-def test_sites_are_what_the_chain_launches(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sites_are_what_the_chain_launches(
+    preset: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launched = []
 
     def catch(self: Any, *args: object, grid: Any = None, **kwargs: object) -> None:
@@ -175,28 +178,30 @@ def test_sites_are_what_the_chain_launches(preset: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
     monkeypatch.setattr(gpu, "INTERPRETER", H200)
     config = replace(_config(preset), num_layers=2)
-    launches = settle_attention(choose_launches(config, 1), config, (1, torch.bfloat16, 64), H200)
+    problem = (batch, torch.bfloat16, 64)
+    launches = settle_attention(choose_launches(config, batch), config, problem, H200)
     with torch.inference_mode():
         device = torch.device("meta")
         precision = Precision(torch.bfloat16, torch.bfloat16)
         decoder = random_decoder(config, precision, device=device, num_positions=64)
         shape = (2, 4, 16, config.num_kv_heads, config.head_dim)
         cache = KVCache.allocate(shape, torch.bfloat16, device)
-        field = torch.zeros(1, dtype=torch.int64, device=device)
-        table = torch.zeros((1, 4), dtype=torch.int32, device=device)
-        batch = ForwardBatch(field, field, field, table, field, field, 1, 0)
-        logits = decode_chain.forward(decoder, batch, cache, launches)
-        ops.advance_greedy(logits, field.expand(5, 1).clone(), field.expand(2, 1).clone())
+        fields = torch.zeros((5, batch), dtype=torch.int64, device=device)
+        table = torch.zeros((batch, 4), dtype=torch.int32, device=device)
+        inputs = ForwardBatch(*fields[:3], table, *fields[3:], batch, 0)
+        logits = decode_chain.forward(decoder, inputs, cache, launches)
+        ops.advance_greedy(logits, fields, fields[:2].clone())
     # The embedding before takes no stamp.
-    want = [site.programs for site in chain_sites(config, launches, 2)]
+    want = [site.programs for site in chain_sites(config, launches, 2, batch)]
     assert launched[1:] == want
 
 
 def test_a_plain_launch_in_the_chain_is_refused() -> None:
     launches = choose_launches(LLAMA, 1)
     launches = settle_attention(launches, LLAMA, (1, torch.bfloat16, 4096), H200)
+    plain = replace(launches, gate_up=replace(launches.gate_up, overlap=-1.0))
     with pytest.raises(ConfigError, match="gate_up is a plain launch"):
-        chain_sites(LLAMA, replace(launches, gate_up=replace(launches.gate_up, overlap=-1.0)), 2)
+        chain_sites(LLAMA, plain, 2, 1)
 
 
 def test_every_module_with_a_wait_takes_stamps() -> None:
