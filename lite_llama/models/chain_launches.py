@@ -20,8 +20,8 @@ from lite_llama.ops.attention_decode.launch import choose_launch as choose_atten
 class ChainLaunches:
     """How each kernel of the chain is launched; attention None: as its operator chooses.
 
-    `attention_overlap`: attention is a programmatic dependent, as the others are by their
-    `overlap` >= 0.
+    `attention_overlap`: as the others' `overlap`, but of 0 and 1 alone: o may start when attention
+    begins, or when it ends.
     """
 
     qkv: GemvLaunch
@@ -30,7 +30,7 @@ class ChainLaunches:
     down: GemvLaunch
     head: GemvLaunch
     attention: AttentionLaunch | None = None
-    attention_overlap: bool = True
+    attention_overlap: float = 0.0
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -103,8 +103,8 @@ def read_launches(sites: Mapping[str, Any], where: str) -> ChainLaunches:
             f"{', '.join(ChainLaunches.__dataclass_fields__)}; tune again or delete it"
         )
     overlap = sites["attention_overlap"]
-    if not isinstance(overlap, bool):
-        raise ConfigError(f"{where}.attention_overlap is {overlap!r}, expected true or false")
+    if overlap not in (-1, 0, 1) or isinstance(overlap, bool):
+        raise ConfigError(f"{where}.attention_overlap is {overlap!r}, expected -1, 0 or 1")
     attention = sites["attention"]
     return ChainLaunches(
         **{
@@ -140,13 +140,13 @@ def settle_attention(
 
 def without_overlap(launches: ChainLaunches) -> ChainLaunches:
     """The same tiles in plain launches: the baseline without programmatic dependent launch."""
-    return replace(_with(launches, overlap=-1.0), attention_overlap=False)
+    return replace(_with(launches, overlap=-1.0), attention_overlap=-1.0)
 
 
 def without_early_loads(launches: ChainLaunches) -> ChainLaunches:
     """Every kernel a dependent launch, none of whose products loads weights before its wait."""
     changed = _with(launches, overlap=0.0, preload=False, prefetch=0.0)
-    return replace(changed, attention_overlap=True)
+    return replace(changed, attention_overlap=0.0)
 
 
 def _with(launches: ChainLaunches, **changes: float) -> ChainLaunches:

@@ -4,6 +4,7 @@ import hashlib
 import math
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from operator import truediv
 from typing import TypeVar
 
 import torch
@@ -25,16 +26,17 @@ _ROUND_MS = 3.0
 _TOLERANCE = 4.0
 _LEAST_ERROR = 1e-10
 
-Sample = Callable[[], float]
+Sample = Callable[[], list[float]]
 Result = TypeVar("Result")
 Recorded = tuple[torch.cuda.CUDAGraph, Tensor]
 
 
 def compare(candidate: Sample, incumbent: Sample, rounds: int, *, may_stop: bool) -> Timing:
-    """Time the two in turn; each sample is milliseconds a step over a few replays.
+    """Time the two in turn; a sample is milliseconds a step, over a few replays, at each context.
 
-    The one that goes first alternates, so that a drifting clock favours neither. With `may_stop` a
-    candidate that is more than 5 % slower in the first round is given up.
+    All contexts count alike: the ratio of a round is the mean of theirs. The one that goes first
+    alternates, so that a drifting clock favours neither. With `may_stop` a candidate that is more
+    than 5 % slower in the first round is given up.
     """
     times, ratios = [], []
     for index in range(rounds):
@@ -42,10 +44,10 @@ def compare(candidate: Sample, incumbent: Sample, rounds: int, *, may_stop: bool
             other, own = incumbent(), candidate()
         else:
             own, other = candidate(), incumbent()
-        times.append(own)
-        ratios.append(own / other)
+        times.append(statistics.mean(own))
+        ratios.append(statistics.mean(map(truediv, own, other)))
         if may_stop and index == 0 and ratios[0] > _HOPELESS:
-            return Timing(own, ratios[0], ratios[0], ratios[0], stopped=True)
+            return Timing(times[0], ratios[0], ratios[0], ratios[0], stopped=True)
     ratios.sort()
     fifth = len(ratios) // 5
     return Timing(
@@ -57,7 +59,7 @@ class ChainMeter:
     """A `Measure` on the engine's GPU, for steps of `num_seqs` sequences.
 
     `contexts`: keys of each sequence. Products are timed at the first of them; what changes
-    attention is timed at all, and their sum counts. `refused`: chains known not to compile.
+    attention is timed at all. `refused`: chains known not to compile.
     """
 
     def __init__(
@@ -132,15 +134,15 @@ class ChainMeter:
     def _record(self, chain: ChainLaunches | None) -> Recorded:
         return attempt(lambda: self._graphs.record(self._num_seqs, chain))
 
-    def _sample(self, recorded: Recorded, inputs: Sequence[Tensor]) -> float:
-        """Milliseconds a step, the mean over these inputs."""
+    def _sample(self, recorded: Recorded, inputs: Sequence[Tensor]) -> list[float]:
+        """Milliseconds a step with each of these inputs."""
         graph, _ = recorded
-        total = 0.0
+        found = []
         for fields in inputs:
             self._graphs.fields.copy_(fields)
             replays = max(3, math.ceil(_ROUND_MS / _timed(graph, 1)))
-            total += _timed(graph, replays)
-        return total / len(inputs)
+            found.append(_timed(graph, replays))
+        return found
 
     def _results(self, recorded: Recorded) -> list[Tensor]:
         first, again = self._steps(recorded)

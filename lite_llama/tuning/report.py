@@ -146,7 +146,7 @@ def _state(saved: Mapping[str, Any], where: str) -> State:
 def _site(site: str, value: Mapping[str, Any], where: str) -> Site:
     if site != "attention":
         return tuned.launch(GemvLaunch, value, where)
-    return AttentionSite(tuned.launch(Launch, value["launch"], where), bool(value["overlap"]))
+    return AttentionSite(tuned.launch(Launch, value["launch"], where), float(value["overlap"]))
 
 
 def _write(path: Path, content: Any) -> None:

@@ -32,7 +32,7 @@ class AttentionSite:
     """The attention site's two fields of a chain as one value."""
 
     launch: Launch
-    overlap: bool
+    overlap: float
 
 
 Site = GemvLaunch | AttentionSite
@@ -67,7 +67,7 @@ class Space:
     def identity(self, site: str, value: Site) -> Hashable:
         """Equal for launches that are one and the same to the GPU: few tiles, few triggers."""
         if isinstance(value, AttentionSite):
-            return value.launch, value.overlap and self.gpu.has_pdl
+            return value.launch, value.overlap if self.gpu.has_pdl else -1.0
         if value.overlap < 0 or not self.gpu.has_pdl:
             value = replace(value, overlap=-1.0, preload=True, prefetch=0.0)
         constants = value.constants(weight_shapes(self.config)[site][1], self.gpu)
@@ -197,7 +197,7 @@ def _programs(value: AttentionSite) -> list[Site]:
 
 
 def _attention_modes(value: AttentionSite) -> list[Site]:
-    return [replace(value, overlap=overlap) for overlap in (False, True)]
+    return [replace(value, overlap=overlap) for overlap in (-1.0, 0.0, 1.0)]
 
 
 def describe(value: Site) -> str:
@@ -208,7 +208,7 @@ def describe(value: Site) -> str:
             f"chunks <= {launch.max_chunks} of >= {launch.min_chunk}, "
             f"{launch.programs_per_head} programs, {launch.block_n} keys, "
             f"{launch.num_warps} warps, {launch.num_stages} stages, "
-            f"{'PDL' if value.overlap else 'plain'}"
+            f"{'plain' if value.overlap < 0 else f'PDL, overlap {value.overlap:g}'}"
         )
     tile = f"{value.block_n} x {value.block_k}, {value.num_warps} warps"
     if value.num_stages:
@@ -222,4 +222,5 @@ def describe(value: Site) -> str:
 
 def arithmetic(chain: ChainLaunches) -> Hashable:
     """Equal for chains that sum in the same order: their results are equal bit by bit."""
-    return astuple(without_early_loads(chain))
+    # Attention in a chain folds its partial results in another order than alone.
+    return astuple(without_early_loads(chain)), chain.attention_overlap >= 0

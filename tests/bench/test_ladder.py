@@ -68,7 +68,7 @@ def test_recorded_rungs_add_one_thing_each(
     assert pdl is not None
     assert early is not None
     assert [chain.o.overlap for chain in (fusion, pdl, early)] == [-1.0, 0.0, 0.0]
-    assert [chain.attention_overlap for chain in (fusion, pdl, early)] == [False, True, True]
+    assert [chain.attention_overlap for chain in (fusion, pdl, early)] == [-1.0, 0.0, 0.0]
     assert [chain.o.preload for chain in (pdl, early)] == [False, True]
     assert fusion.attention == pdl.attention == early.attention is not None
 

@@ -31,7 +31,7 @@ def other_launches() -> ChainLaunches:
     return replace(
         chosen,
         down=replace(chosen.down, block_n=4, overlap=0.6, preload=False, prefetch=0.4),
-        attention_overlap=False,
+        attention_overlap=-1.0,
     )
 
 
@@ -92,7 +92,7 @@ def test_weight_shapes_count_pairs_where_programs_own_pairs() -> None:
 def test_the_rungs_between_plain_and_tuned_launches_change_modes_only() -> None:
     chain = other_launches()
     plain, bare = without_overlap(chain), without_early_loads(chain)
-    assert (plain.attention_overlap, bare.attention_overlap) == (False, True)
+    assert (plain.attention_overlap, bare.attention_overlap) == (-1.0, 0.0)
     for site in weight_shapes(BASE):
         own = getattr(chain, site)
         assert getattr(plain, site) == replace(own, overlap=-1.0)

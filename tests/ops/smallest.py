@@ -144,7 +144,7 @@ def _over_launches(call: Callable[..., Results]) -> dict[str, Case]:
 
 
 def _attention_decode(
-    device: torch.device, launch: Launch, *, overlap: bool = False, window: int | None = None
+    device: torch.device, launch: Launch, *, overlap: float = -1.0, window: int | None = None
 ) -> Results:
     x = ragged([1, 1, 1], [100, 0, 1], Heads(3, 1, 24), DTYPE, device, 16)
     assert x.block_table is not None
@@ -235,9 +235,9 @@ CASES: dict[str, dict[str, Case]] = {
     },
     "attention_decode": {
         "one chunk": lambda d: _attention_decode(d, _WHOLE),
-        "one chunk, overlapped": lambda d: _attention_decode(d, _WHOLE, overlap=True),
+        "one chunk, overlapped": lambda d: _attention_decode(d, _WHOLE, overlap=0.0),
         "chunks": lambda d: _attention_decode(d, _SPLIT),
-        "chunks, overlapped": lambda d: _attention_decode(d, _SPLIT, overlap=True),
+        "chunks, overlapped": lambda d: _attention_decode(d, _SPLIT, overlap=1.0),
         "chunks, window": lambda d: _attention_decode(d, _SPLIT, window=70),
     },
     "attention_prefill": {

@@ -48,12 +48,12 @@ class FakeMeter:
         return Timing(ms, ratio, ratio - self.noise, ratio + self.noise)
 
 
-def samples(values: Sequence[float]) -> tuple[Callable[[], float], list[float]]:
-    """A sampler of these values in turn, and the list of those that were drawn."""
+def samples(values: Sequence[float]) -> tuple[Callable[[], list[float]], list[float]]:
+    """A sampler of these values in turn, at one context, and the list of those drawn."""
     drawn: list[float] = []
 
-    def sample() -> float:
+    def sample() -> list[float]:
         drawn.append(values[len(drawn) % len(values)])
-        return drawn[-1]
+        return drawn[-1:]
 
     return sample, drawn

@@ -19,9 +19,15 @@ def test_a_ratio_is_the_median_over_rounds_with_its_spread() -> None:
 
 def test_drift_that_both_share_does_not_show() -> None:
     clock = iter([1.0 + i / 100 for i in range(40)])
-    timing = compare(lambda: 0.9 * next(clock), lambda: next(clock), 10, may_stop=True)
+    timing = compare(lambda: [0.9 * next(clock)], lambda: [next(clock)], 10, may_stop=True)
     assert timing.verdict == "faster"
     assert timing.ratio == pytest.approx(0.9, abs=0.002)
+
+
+def test_short_contexts_count_as_much_as_long_ones() -> None:
+    timing = compare(lambda: [0.9, 8.4], lambda: [1.0, 8.0], 5, may_stop=True)
+    assert timing.ratio == pytest.approx((0.9 + 1.05) / 2)
+    assert timing.verdict == "faster"
 
 
 def test_a_hopeless_candidate_is_given_up_after_one_round() -> None:

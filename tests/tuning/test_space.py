@@ -7,7 +7,7 @@ import pytest
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import A100
 from lite_llama.models.chain_launches import without_early_loads, without_overlap
-from lite_llama.tuning.space import SITES, AttentionSite, arithmetic, describe, get, put
+from lite_llama.tuning.space import SITES, arithmetic, describe, get, put
 from tests.tuning.fakes import CONFIG, space, start
 
 
@@ -78,8 +78,12 @@ def test_a_switch_that_is_added_to_the_launch_is_searched() -> None:
 
 def test_modes_leave_the_arithmetic_alone_and_tiles_do_not() -> None:
     chain = start()
-    assert arithmetic(without_overlap(chain)) == arithmetic(chain)
     assert arithmetic(without_early_loads(chain)) == arithmetic(chain)
+    assert arithmetic(replace(chain, attention_overlap=1.0)) == arithmetic(chain)
+    # Attention alone folds its partial results in another order.
+    plain = without_overlap(chain)
+    assert arithmetic(plain) == arithmetic(replace(chain, attention_overlap=-1.0))
+    assert arithmetic(plain) != arithmetic(chain)
     early = replace(chain, down=replace(chain.down, prefetch=0.6, overlap=0.2))
     assert arithmetic(early) == arithmetic(chain)
     assert arithmetic(replace(chain, down=replace(chain.down, num_warps=8))) != arithmetic(chain)
@@ -89,6 +93,6 @@ def test_the_baseline_has_no_dependent_launch_at_any_site() -> None:
     plain = without_overlap(start())
     for site in SITES:
         value = get(plain, site)
-        assert not value.overlap if isinstance(value, AttentionSite) else value.overlap == -1.0
+        assert value.overlap == -1.0
         assert "plain" in describe(value)
         assert put(plain, site, value) == plain

@@ -379,6 +379,7 @@ def attention_decode_kernel(
     HAS_SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAP: tl.constexpr,
+    TRIGGER: tl.constexpr,
 ):
     """Grid: (KV heads, sequences, programs that share a sequence's chunks), or, if SEQUENCES is not
     0 but a number not less than the sequences', (KV heads, programs of all sequences).
@@ -386,7 +387,7 @@ def attention_decode_kernel(
     K_STRIDES, V_STRIDES: of blocks, tokens and heads; constants, so that only a block's place is
     computed. RUN: keys that lie in one tile and one block. ALIGNMENT: of all of them, in bytes.
     """
-    if OVERLAP:
+    if TRIGGER:
         gdc_launch_dependents()
     kv_head = tl.program_id(0)
     seq, part, num_parts = tl.program_id(1), tl.program_id(2), tl.num_programs(2)
@@ -590,7 +591,7 @@ def attention_decode(
     scale: float,
     window: int | None,
     sinks: Tensor | None,
-    overlap: bool = False,
+    overlap: float = -1.0,
     how: Launch | None = None,
 ) -> Tensor:
     problem = Problem(
@@ -600,7 +601,7 @@ def attention_decode(
         head_dim=q.shape[2],
         dtype=q.dtype,
         max_kv_len=block_table.shape[1] * k_cache.shape[1],
-        in_chain=overlap,
+        in_chain=overlap >= 0,
     )
     return launch(
         how or choose_launch(problem, gpu_spec(q.device)),
@@ -627,11 +628,11 @@ def launch(
     scale: float,
     window: int | None,
     sinks: Tensor | None,
-    overlap: bool = False,
+    overlap: float = -1.0,
 ) -> Tensor:
     """Run the kernel as `how` says; the arguments are attention_decode's."""
     num_seqs, num_q_heads, head_dim = q.shape
-    overlap = overlap and gpu_spec(q.device).has_pdl
+    in_chain = overlap >= 0 and gpu_spec(q.device).has_pdl
     block_size, num_kv_heads = k_cache.shape[1:3]
     q_per_kv = num_q_heads // num_kv_heads
     columns = max(MIN_COLUMNS, triton.next_power_of_2(q_per_kv))
@@ -641,7 +642,7 @@ def launch(
     one_chunk = how.programs_per_head >= how.max_chunks
     grid = (num_kv_heads, num_seqs, how.programs_per_head)
     width = 0
-    if how.by_length and not (overlap or one_chunk):
+    if how.by_length and not (in_chain or one_chunk):
         width = 32 if num_seqs <= 32 else max(256, triton.next_power_of_2(num_seqs))
         spare = max(1, min(num_seqs - 1, MAX_SPARE))
         grid = (num_kv_heads, num_seqs * how.programs_per_head + spare, 1)
@@ -685,11 +686,12 @@ def launch(
         HAS_WINDOW=window is not None,
         HAS_SINKS=sinks is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        OVERLAP=overlap,
+        OVERLAP=in_chain,
+        TRIGGER=in_chain and overlap < 1,
         num_warps=how.num_warps,
         num_stages=how.num_stages,
-        maxnreg=MAX_REGISTERS if small_states and not overlap else None,
-        launch_pdl=overlap,
+        maxnreg=MAX_REGISTERS if small_states and not in_chain else None,
+        launch_pdl=in_chain,
     )
     return out
 

@@ -29,7 +29,7 @@ def attention_decode(
     scale: float | None = None,
     window: int | None = None,
     sinks: Tensor | None = None,
-    overlap: bool = False,
+    overlap: float = -1.0,
     launch: Launch | None = None,
 ) -> Tensor:
     """softmax(q kᵀ · scale) v over the seq_lens[i] cached tokens of each sequence.
@@ -38,8 +38,9 @@ def attention_decode(
     [num_blocks, block_size, num_kv_heads, head_dim]; block_table int32 [num_seqs, max_blocks];
     seq_lens int32 [num_seqs], the new token included; a length of 0 marks a padding row, whose
     result is 0. scale, window, sinks and head grouping as in `attention_prefill`.
-    `overlap` launches the kernel as a programmatic dependent where the GPU has that: lengths,
-    block table and all cached keys but each sequence's newest must be older than the kernel before.
+    `overlap` 0 or 1 launches the kernel as a programmatic dependent where the GPU has that, and the
+    kernel behind it may start when this one begins (0) or ends (1): lengths, block table and all
+    cached keys but each sequence's newest must be older than the kernel before. −1: a plain launch.
     `launch` says how the keys are split and tiled; None: as fits the problem.
     Returns q's shape and dtype.
     """

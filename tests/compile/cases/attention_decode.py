@@ -10,7 +10,7 @@ def _decode(
     *,
     block_size: int = 16,
     num_seqs: int = 8,
-    overlap: bool = False,
+    overlap: float = -1.0,
 ) -> None:
     num_q_heads, num_kv_heads = heads
     cache = torch.empty(64, block_size, num_kv_heads, head_dim, dtype=dtype, device="meta")
@@ -30,7 +30,7 @@ def _decode(
 CASES = {
     "32/8 64 bf16": lambda: _decode((32, 8), 64, torch.bfloat16),
     "32/8 64 bf16 one sequence": lambda: _decode((32, 8), 64, torch.bfloat16, num_seqs=1),
-    "32/8 64 bf16 in the chain": lambda: _decode((32, 8), 64, torch.bfloat16, overlap=True),
+    "32/8 64 bf16 in the chain": lambda: _decode((32, 8), 64, torch.bfloat16, overlap=0.0),
     "32/8 128 bf16": lambda: _decode((32, 8), 128, torch.bfloat16),
     "32/8 128 bf16 blocks of 256": lambda: _decode((32, 8), 128, torch.bfloat16, block_size=256),
     "12/2 128 bf16": lambda: _decode((12, 2), 128, torch.bfloat16),
