@@ -34,9 +34,9 @@ Recorded = tuple[torch.cuda.CUDAGraph, Tensor]
 def compare(candidate: Sample, incumbent: Sample, rounds: int, *, may_stop: bool) -> Timing:
     """Time the two in turn; a sample is milliseconds a step, over a few replays, at each context.
 
-    All contexts count alike: the ratio of a round is the mean of theirs. The one that goes first
-    alternates, so that a drifting clock favours neither. With `may_stop` a candidate that is more
-    than 5 % slower in the first round is given up.
+    The ratio of a round is the mean of those of its contexts, of which the first counts as much as
+    all others. The one that goes first alternates, so that a drifting clock favours neither. With
+    `may_stop` a candidate that is more than 5 % slower in the first round is given up.
     """
     times, ratios = [], []
     for index in range(rounds):
@@ -44,8 +44,9 @@ def compare(candidate: Sample, incumbent: Sample, rounds: int, *, may_stop: bool
             other, own = incumbent(), candidate()
         else:
             own, other = candidate(), incumbent()
-        times.append(statistics.mean(own))
-        ratios.append(statistics.mean(map(truediv, own, other)))
+        times.append(own[0])
+        weights = [max(1, len(own) - 1), *[1] * (len(own) - 1)]
+        ratios.append(statistics.fmean(map(truediv, own, other), weights))
         if may_stop and index == 0 and ratios[0] > _HOPELESS:
             return Timing(times[0], ratios[0], ratios[0], ratios[0], stopped=True)
     ratios.sort()
