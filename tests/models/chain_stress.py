@@ -189,7 +189,8 @@ class Chain:
             graphs.fields[1:4, :size] = self._places.index_select(0, self._step)[0]
             logits = graphs._compute(size, launches)
             ops.advance_greedy(logits, graphs.fields, self._told)
-            tokens = graphs.fields[0, :size]
+            # Without waits what is drawn may be no token.
+            tokens = graphs.fields[0, :size].remainder_(self._vocab)
             checksums = (logits.view(torch.int32) * weights).sum(1)
             line = torch.stack((tokens, checksums))[None]
             self._history.index_copy_(0, self._step, line)

@@ -37,9 +37,10 @@ class PacedGpu:
     def replays(self, planned: list[Scheduled]) -> bool:
         return batch.only_decodes(planned)
 
-    def draw(self, planned: list[Scheduled], _: batch.Unread | None) -> Tensor:
+    def draw(self, planned: list[Scheduled], _: batch.Unread | None) -> tuple[Tensor, Tensor]:
         self._launch(planned)
-        return self._tokens[: len(planned)]
+        tokens = self._tokens[: len(planned)]
+        return tokens, tokens
 
     def run(self, planned: list[Scheduled], _: batch.Unread | None = None) -> Logits:
         """Logits of a vocabulary of one."""
@@ -58,7 +59,8 @@ class PacedGpu:
 class PacedTokens:
     """Tokens that come when the GPU is done with them."""
 
-    def __init__(self, tokens: Tensor) -> None:
+    def __init__(self, tokens: Tensor, told: Tensor | None = None) -> None:
+        del told
         self.source = tokens
         self._come_at = PacedGpu.free_at
 
