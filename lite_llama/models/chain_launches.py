@@ -110,7 +110,10 @@ def read_launches(sites: Mapping[str, Any], where: str) -> ChainLaunches:
         )
     overlap = sites["attention_overlap"]
     if overlap not in (-1, 0, 1) or isinstance(overlap, bool):
-        raise ConfigError(f"{where}.attention_overlap is {overlap!r}, expected -1, 0 or 1")
+        raise ConfigError(
+            f"{where}.attention_overlap is {overlap!r}, expected -1, 0 or 1; tune again or delete "
+            "it"
+        )
     attention = sites["attention"]
     return ChainLaunches(
         **{

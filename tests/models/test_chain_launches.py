@@ -77,6 +77,8 @@ def test_launches_survive_json_and_a_missing_or_unknown_site_is_named() -> None:
     sites = json.loads(json.dumps(asdict(other_launches())))
     assert read_launches(sites, "x") == other_launches()
     assert read_launches({**sites, "attention": None}, "x").attention is None
+    with pytest.raises(ConfigError, match=r"^x\.attention_overlap is True, expected -1, 0 or 1; "):
+        read_launches({**sites, "attention_overlap": True}, "x")
     with pytest.raises(ConfigError, match=r"^x\.up is unknown"):
         read_launches({**sites, "up": sites["o"]}, "x")
     del sites["head"]
