@@ -51,14 +51,19 @@ def load_early(
     w_ptr,
     rows,
     K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    GROUPS: tl.constexpr,
     OVERLAP: tl.constexpr,
     TRIGGER: tl.constexpr,
     PRELOAD: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """What can be on its way before the wait: (the tiles' pointers, tiles, the norm's tiles)."""
+    """What can be on its way before the wait: (the tiles' pointers, tiles, the norm's tiles).
+
+    `rows`: of the first group of a program.
+    """
     columns = tl.arange(0, BLOCK_K)
     row_ptr = w_ptr + rows.to(tl.int64) * K
     tile_ptr = row_ptr[:, None] + columns[None, :]
@@ -67,6 +72,8 @@ def load_early(
     tiles = (columns,)[:0]
     if PRELOAD and STAGES == 0:
         tiles += (load_tile(tile_ptr, columns, K, BLOCK_K),)
+        if GROUPS > 1:
+            tiles += (load_tile(tile_ptr + BLOCK_N * K, columns, K, BLOCK_K),)
     norm = (columns,)[:0]
     if norm_ptr is not None and STAGES == 0:
         norm = _load_vector(norm_ptr, K, BLOCK_K)
@@ -91,20 +98,27 @@ def products(
     eps,
     M: tl.constexpr,
     K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    GROUPS: tl.constexpr,
     OVERLAP: tl.constexpr,
     TRIGGER: tl.constexpr,
 ):
     """w[rows] norm(x)ᵀ of x [M, K], float32 [rows, num_columns]; tokens beyond M repeat or are 0.
 
-    `early`: what `load_early` returned for these rows.
+    A tuple: these for the rows that `load_early` returned `early` for, and for GROUPS − 1 more
+    sets of rows, BLOCK_N below one another.
     """
-    if STAGES == 0:
-        y = _products_in_registers(x_ptr, early, eps, M, K, BLOCK_K, OVERLAP, TRIGGER)
+    if GROUPS > 1:
+        y = _products_of_groups(x_ptr, early, eps, M, K, BLOCK_N, BLOCK_K, GROUPS)
+    elif STAGES == 0:
+        y = (_products_in_registers(x_ptr, early, eps, M, K, BLOCK_K, OVERLAP, TRIGGER),)
     else:
-        y = _products_on_tensor_cores(
-            x_ptr, norm_ptr, early[0], eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER
+        y = (
+            _products_on_tensor_cores(
+                x_ptr, norm_ptr, early[0], eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER
+            ),
         )
     return y
 
@@ -173,16 +187,66 @@ def _products_in_registers(
                 x = tl.load(x_ptr + min(i, M - 1) * K + k, mask=k < K, other=0.0)
             new_sums += (sums[i] + wide * x.to(tl.float32)[None, :],)
         sums = new_sums
-    if TOKENS == 1:
+    return _total(sums)
+
+
+@triton.jit
+def _total(sums):
+    """[rows, tokens]: sums [rows, columns] of each token, over the columns."""
+    if len(sums) == 1:
         y = tl.sum(sums[0], 1)[:, None]
-    elif TOKENS == 2:
+    elif len(sums) == 2:
         y = tl.join(tl.sum(sums[0], 1), tl.sum(sums[1], 1))
     else:
-        tl.static_assert(TOKENS == 4, "in registers: at most four tokens")
+        tl.static_assert(len(sums) == 4, "in registers: at most four tokens")
         even = tl.join(tl.sum(sums[0], 1), tl.sum(sums[2], 1))
         odd = tl.join(tl.sum(sums[1], 1), tl.sum(sums[3], 1))
-        y = tl.join(even, odd).reshape(tile_ptr.shape[0], 4)
+        y = tl.join(even, odd).reshape(sums[0].shape[0], 4)
     return y
+
+
+@triton.jit
+def _products_of_groups(
+    x_ptr,
+    early,
+    eps,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """As `_products_in_registers` of a tile that holds whole rows, for groups of rows in turn.
+
+    All programs of a launch go on from the wait together. One that loads nothing while it computes
+    leaves the memory idle, as all others compute then, too.
+    """
+    tile_ptr, tiles, norm = early
+    TOKENS: tl.constexpr = triton.next_power_of_2(M)
+    columns = tl.arange(0, BLOCK_K)
+    inputs = (columns,)[:0]
+    for i in tl.static_range(TOKENS):
+        inputs += _load_vector(x_ptr + min(i, M - 1) * K, K, BLOCK_K)
+    for group in tl.static_range(2):
+        if group == len(tiles):
+            tiles += (load_tile(tile_ptr + group * BLOCK_N * K, columns, K, BLOCK_K),)
+    if len(norm) > 0:
+        normed = (columns,)[:0]
+        for i in tl.static_range(TOKENS):
+            scale = _norm_scale((inputs[i],), eps, K, BLOCK_K)
+            scaled = inputs[i].to(tl.float32) * scale * norm[0].to(tl.float32)
+            normed += (scaled.to(inputs[i].dtype),)
+        inputs = normed
+    found = (columns,)[:0]
+    for group in tl.static_range(GROUPS):
+        wide = tiles[group].to(tl.float32)
+        if group + 2 < GROUPS:
+            tiles += (load_tile(tile_ptr + (group + 2) * BLOCK_N * K, columns, K, BLOCK_K),)
+        sums = (columns,)[:0]
+        for i in tl.static_range(TOKENS):
+            sums += (wide * inputs[i].to(tl.float32)[None, :],)
+        found += (_total(sums),)
+    return found
 
 
 @triton.jit
@@ -256,39 +320,47 @@ def single_kernel(
     TRIGGER: tl.constexpr,
     PRELOAD: tl.constexpr,
     PREFETCH: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
-    """y [M, N] = norm(x) wᵀ + bias + residual; grid (N / BLOCK_N,)."""
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """y [M, N] = norm(x) wᵀ + bias + residual; grid (N / BLOCK_N / GROUPS,)."""
+    rows = tl.program_id(0) * (BLOCK_N * GROUPS) + tl.arange(0, BLOCK_N)
     row_ok = rows < N
     early = load_early(
         norm_ptr, w_ptr, tl.where(row_ok, rows, 0),
-        K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
+        K, BLOCK_N, BLOCK_K, STAGES, GROUPS, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
     )  # fmt: skip
+    biases, residuals = (rows,)[:0], (rows,)[:0]
     if bias_ptr is not None:
-        bias = tl.load(bias_ptr + rows, mask=row_ok, other=0.0)
+        for group in tl.static_range(GROUPS):
+            biases += (tl.load(bias_ptr + rows + group * BLOCK_N, mask=row_ok, other=0.0),)
     wait(OVERLAP)
     tokens = tl.arange(0, num_columns(M, STAGES))
     places = tokens[None, :] * N + rows[:, None]
     inside = row_ok[:, None] & (tokens < M)[None, :]
     if residual_ptr is not None:
-        residual = tl.load(residual_ptr + places, mask=inside, other=0.0)
-        # Or the compiler moves the load to the end, where nothing hides it.
+        for group in tl.static_range(GROUPS):
+            residuals += (tl.load(residual_ptr + places + group * BLOCK_N, inside, other=0.0),)
+        # Or the compiler moves the loads to the end, where nothing hides them.
         tl.debug_barrier()
-    y = products(x_ptr, norm_ptr, early, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER)
-    if bias_ptr is not None:
-        y += bias.to(tl.float32)[:, None]
-    # Rounded as the separate product would be, before the sum.
-    y = y.to(w_ptr.dtype.element_ty)
-    if residual_ptr is not None:
-        y = y.to(tl.float32) + residual.to(tl.float32)
-    tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=inside)
+    found = products(
+        x_ptr, norm_ptr, early, eps, M, K, BLOCK_N, BLOCK_K, STAGES, GROUPS, OVERLAP, TRIGGER
+    )
+    for group in tl.static_range(GROUPS):
+        y = found[group]
+        if bias_ptr is not None:
+            y += biases[group].to(tl.float32)[:, None]
+        # Rounded as the separate product would be, before the sum.
+        y = y.to(w_ptr.dtype.element_ty)
+        if residual_ptr is not None:
+            y = y.to(tl.float32) + residuals[group].to(tl.float32)
+        tl.store(y_ptr + places + group * BLOCK_N, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def pair_rows(BLOCK_N: tl.constexpr, NUM_PAIRS: tl.constexpr):
-    """(pair, 0 or 1) of each of a program's 2 BLOCK_N rows; pair 0 for one past the end."""
+def pair_rows(BLOCK_N: tl.constexpr, GROUPS: tl.constexpr, NUM_PAIRS: tl.constexpr):
+    """(pair, 0 or 1) of the first 2 BLOCK_N rows of a program; pair 0 for one past the end."""
     places = tl.arange(0, 2 * BLOCK_N)
-    pairs = tl.program_id(0) * BLOCK_N + places // 2
+    pairs = tl.program_id(0) * (BLOCK_N * GROUPS) + places // 2
     return tl.where(pairs < NUM_PAIRS, pairs, 0), places % 2
 
 
@@ -311,7 +383,8 @@ def run_single(
 ) -> None:
     """Launch `single_kernel`: x [M, K], weight [N, K], y [M, N]."""
     num_rows, num_columns = weight.shape
-    single_kernel[(triton.cdiv(num_rows, how.block_n),)](
+    groups = how.num_groups(num_rows, num_columns)
+    single_kernel[(triton.cdiv(num_rows, how.block_n * groups),)](
         x,
         norm,
         weight,
@@ -322,5 +395,6 @@ def run_single(
         M=len(x),
         N=num_rows,
         K=num_columns,
+        GROUPS=groups,
         **how.constants(num_columns, gpu_spec(x.device)),
     )

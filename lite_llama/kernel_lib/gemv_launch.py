@@ -17,6 +17,8 @@ class GemvLaunch:
     `overlap` in [0, 1]: the next kernel may start when this share of a program's tiles is loaded;
     −1: a plain launch that no kernel overlaps. `preload`: the first tile is loaded before the wait.
     `prefetch` in [0, 1]: the share of a program's tiles asked into L2 before the wait.
+    `groups` of rows a program, where a tile holds whole rows in registers: one is on its way while
+    the one before it is multiplied, and all share what is made of x.
     """
 
     block_n: int
@@ -26,6 +28,12 @@ class GemvLaunch:
     overlap: float = -1.0
     preload: bool = True
     prefetch: float = 0.0
+    groups: int = 1
+
+    def num_groups(self, num_rows: int, num_columns: int) -> int:
+        """Groups that a program has of a weight of `num_rows` rows (or row pairs)."""
+        fits = num_rows % (self.block_n * self.groups) == 0
+        return self.groups if self.num_stages == 0 and num_columns <= self.block_k and fits else 1
 
     def constants(self, num_columns: int, gpu: GpuSpec) -> dict[str, int]:
         """Constants of a kernel that calls `products` on a weight of `num_columns` columns."""

@@ -23,6 +23,8 @@ NEIGHBOURS = (
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 # Values a thread holds of a tile in registers: fewer leave the loads short, more spill.
 _VALUES_PER_THREAD = {1: (16, 32, 64), 2: (16, 32), 4: (16,)}
+# Groups of rows of a program whose tiles hold whole rows, of at most so many columns.
+_GROUPS, _WHOLE_ROW = (2, 4, 8), 8192
 # Bytes of weight tiles in flight through shared memory, a program.
 _BYTES_IN_FLIGHT = (16 << 10, 100 << 10)
 
@@ -70,8 +72,9 @@ class Space:
             return value.launch, value.overlap if self.gpu.has_pdl else -1.0
         if value.overlap < 0 or not self.gpu.has_pdl:
             value = replace(value, overlap=-1.0, preload=True, prefetch=0.0)
-        constants = value.constants(weight_shapes(self.config)[site][1], self.gpu)
-        return value.block_n, tuple(sorted(constants.items()))
+        shape = weight_shapes(self.config)[site]
+        constants = value.constants(shape[1], self.gpu)
+        return value.block_n, value.num_groups(*shape), tuple(sorted(constants.items()))
 
     def distinct(self, site: str, values: Iterable[Site]) -> list[Site]:
         """The values that differ to the GPU, in their order."""
@@ -108,12 +111,17 @@ class Space:
         pairs = site == "gate_up" or (site == "qkv" and not self.config.qk_norm)
         rows_each = 2 if pairs else 1
         for block_n, block_k, num_warps in self._register_tiles(num_rows, widest, rows_each):
-            tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps)
-            yield tile if value.num_stages == 0 else replace(tile, num_stages=0, prefetch=0.0)
+            tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps, groups=1)
+            tile = tile if value.num_stages == 0 else replace(tile, num_stages=0, prefetch=0.0)
+            yield tile
+            # Programs of qkv own rotary pairs, whose rows are not neighbours.
+            if site != "qkv" and num_columns <= block_k <= _WHOLE_ROW and self.num_tokens <= 2:
+                more = (replace(tile, groups=count) for count in _GROUPS)
+                yield from (one for one in more if one.num_groups(num_rows, num_columns) > 1)
         if self.num_tokens == 1:
             return
         for block_n, block_k, num_warps, stages in self._shared_tiles(widest, rows_each):
-            tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps)
+            tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps, groups=1)
             if value.num_stages == 0:
                 tile = replace(tile, prefetch=1.0)
             yield replace(tile, num_stages=stages)
@@ -124,7 +132,7 @@ class Space:
         block_rows = (4, 8, 16) if num_rows >= 65536 else (1, 2, 4)
         wanted = _VALUES_PER_THREAD.get(self.num_tokens, ())
         for block_n in block_rows:
-            for block_k in (512, 1024, 2048, 4096):
+            for block_k in (512, 1024, 2048, 4096, 8192):
                 for num_warps in (1, 2, 4, 8, 16):
                     values = block_n * rows_each * block_k // (32 * num_warps)
                     if block_k <= max(widest, 512) and values in wanted:
@@ -211,6 +219,8 @@ def describe(value: Site) -> str:
             f"{'plain' if value.overlap < 0 else f'PDL, overlap {value.overlap:g}'}"
         )
     tile = f"{value.block_n} x {value.block_k}, {value.num_warps} warps"
+    if value.groups > 1:
+        tile += f", {value.groups} groups"
     if value.num_stages:
         tile += f", {value.num_stages} stages"
     if value.overlap < 0:

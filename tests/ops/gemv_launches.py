@@ -10,7 +10,9 @@ from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 _LAUNCHES = [
     (1, GemvLaunch(8, 64, 1)),
     (1, GemvLaunch(4, 32, 2, overlap=0.0)),
+    (1, GemvLaunch(4, 64, 2, overlap=0.0, groups=2)),
     (2, GemvLaunch(8, 64, 2, overlap=0.5, preload=False, prefetch=1.0)),
+    (2, GemvLaunch(2, 4096, 8, overlap=0.0, preload=False, groups=4)),
     (3, GemvLaunch(8, 128, 4, overlap=1.0, prefetch=0.5)),
     (4, GemvLaunch(4, 512, 2)),
     (4, GemvLaunch(16, 64, 4, num_stages=3, overlap=0.0, prefetch=1.0)),
@@ -20,6 +22,7 @@ _LAUNCHES = [
 
 def _named(num_tokens: int, launch: GemvLaunch) -> object:
     how = f"{launch.num_stages} stages" if launch.num_stages else "registers"
+    how += f"-{launch.groups} groups" if launch.groups > 1 else ""
     return pytest.param(
         num_tokens, launch, id=f"{num_tokens}-{launch.block_n}x{launch.block_k}-{how}"
     )

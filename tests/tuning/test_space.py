@@ -6,7 +6,7 @@ import pytest
 
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import A100
-from lite_llama.models.chain_launches import without_early_loads, without_overlap
+from lite_llama.models.chain_launches import weight_shapes, without_early_loads, without_overlap
 from lite_llama.tuning.space import SITES, arithmetic, describe, get, put
 from tests.tuning.fakes import CONFIG, space, start
 
@@ -96,3 +96,15 @@ def test_the_baseline_has_no_dependent_launch_at_any_site() -> None:
         assert value.overlap == -1.0
         assert "plain" in describe(value)
         assert put(plain, site, value) == plain
+
+
+def test_groups_are_of_whole_rows_and_fit_the_weight() -> None:
+    for site, shape in weight_shapes(CONFIG).items():
+        tiles = space().tiles(site, get(start(), site))
+        grouped = [one for one in tiles if isinstance(one, GemvLaunch) and one.groups > 1]
+        assert bool(grouped) == (site != "qkv"), site
+        assert all(one.num_groups(*shape) == one.groups for one in grouped)
+        assert {one.block_k for one in grouped} <= {1 << (shape[1] - 1).bit_length()}
+    eight = space(8).tiles("gate_up", get(start(8), "gate_up"))
+    assert all(one.groups == 1 for one in eight if isinstance(one, GemvLaunch))
+    assert "4 groups" in describe(GemvLaunch(1, 2048, 4, groups=4))

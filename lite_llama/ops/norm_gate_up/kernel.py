@@ -27,22 +27,27 @@ def norm_gate_up_kernel(
     TRIGGER: tl.constexpr,
     PRELOAD: tl.constexpr,
     PREFETCH: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
-    """Grid (INTER / BLOCK_N,)."""
-    pairs, which = pair_rows(BLOCK_N, INTER)
+    """Grid (INTER / BLOCK_N / GROUPS,)."""
+    pairs, which = pair_rows(BLOCK_N, GROUPS, INTER)
     early = load_early(
         norm_ptr, w_ptr, pairs + which * INTER,
-        K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
+        K, BLOCK_N, BLOCK_K, STAGES, GROUPS, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
     )  # fmt: skip
     wait(OVERLAP)
-    y = products(x_ptr, norm_ptr, early, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER)
-    gate, up = split_pairs(y.to(w_ptr.dtype.element_ty).to(tl.float32))
-    y = gate * tl.sigmoid(gate) * up
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    tokens = tl.arange(0, y.shape[1])
-    inside = (rows < INTER)[:, None] & (tokens < M)[None, :]
-    y_places = tokens[None, :] * INTER + rows[:, None]
-    tl.store(y_ptr + y_places, y.to(y_ptr.dtype.element_ty), mask=inside)
+    found = products(
+        x_ptr, norm_ptr, early, eps, M, K, BLOCK_N, BLOCK_K, STAGES, GROUPS, OVERLAP, TRIGGER
+    )
+    first_row = tl.program_id(0) * (BLOCK_N * GROUPS)
+    for group in tl.static_range(GROUPS):
+        gate, up = split_pairs(found[group].to(w_ptr.dtype.element_ty).to(tl.float32))
+        y = gate * tl.sigmoid(gate) * up
+        rows = first_row + group * BLOCK_N + tl.arange(0, BLOCK_N)
+        tokens = tl.arange(0, y.shape[1])
+        inside = (rows < INTER)[:, None] & (tokens < M)[None, :]
+        y_places = tokens[None, :] * INTER + rows[:, None]
+        tl.store(y_ptr + y_places, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def norm_gate_up(
@@ -51,7 +56,8 @@ def norm_gate_up(
     inter, num_columns = weight.shape[0] // 2, weight.shape[1]
     how = launch or choose_gemv(inter, num_columns, len(x))
     y = torch.empty((len(x), inter), dtype=x.dtype, device=x.device)
-    norm_gate_up_kernel[(triton.cdiv(inter, how.block_n),)](
+    groups = how.num_groups(inter, num_columns)
+    norm_gate_up_kernel[(triton.cdiv(inter, how.block_n * groups),)](
         x,
         norm,
         weight,
@@ -60,6 +66,7 @@ def norm_gate_up(
         M=len(x),
         INTER=inter,
         K=num_columns,
+        GROUPS=groups,
         **how.constants(num_columns, gpu_spec(x.device)),
     )
     return y

@@ -47,11 +47,12 @@ def norm_qkv_kernel(
     HALF: tl.constexpr = HEAD_DIM // 2
     NUM_PAIRS: tl.constexpr = (NUM_Q + 2 * NUM_KV) * HALF
     element = w_ptr.dtype.element_ty
-    pairs, which = pair_rows(BLOCK_N, NUM_PAIRS)
+    pairs, which = pair_rows(BLOCK_N, 1, NUM_PAIRS)
     rows = pairs // HALF * HEAD_DIM + pairs % HALF + which * HALF
     early = load_early(
-        norm_ptr, w_ptr, rows, K, BLOCK_K, STAGES, OVERLAP, TRIGGER, PRELOAD, PREFETCH
-    )
+        norm_ptr, w_ptr, rows,
+        K, BLOCK_N, BLOCK_K, STAGES, 1, OVERLAP, TRIGGER, PRELOAD, PREFETCH,
+    )  # fmt: skip
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + rows)
     own_pairs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -67,7 +68,10 @@ def norm_qkv_kernel(
     cos = tl.load(angle_ptr, mask=turned, other=1.0)
     sin = tl.load(angle_ptr + HALF, mask=turned, other=0.0)
     wait(OVERLAP)
-    y = products(x_ptr, norm_ptr, early, eps, M, K, BLOCK_K, STAGES, OVERLAP, TRIGGER)
+    found = products(
+        x_ptr, norm_ptr, early, eps, M, K, BLOCK_N, BLOCK_K, STAGES, 1, OVERLAP, TRIGGER
+    )
+    y = found[0]
     if bias_ptr is not None:
         y += bias.to(tl.float32)[:, None]
     a, b = split_pairs(y.to(element).to(tl.float32))
