@@ -181,8 +181,7 @@ def _products_in_registers(
         for i in tl.static_range(TOKENS):
             if len(norm) > 0:
                 x = inputs[i][start // BLOCK_K]
-                scaled = x.to(tl.float32) * scales[i] * norm[start // BLOCK_K].to(tl.float32)
-                x = scaled.to(x.dtype)
+                x = _normed(x, scales[i], norm[start // BLOCK_K])
             else:
                 x = tl.load(x_ptr + min(i, M - 1) * K + k, mask=k < K, other=0.0)
             new_sums += (sums[i] + wide * x.to(tl.float32)[None, :],)
@@ -234,8 +233,7 @@ def _products_of_groups(
         normed = (columns,)[:0]
         for i in tl.static_range(TOKENS):
             scale = _norm_scale((inputs[i],), eps, K, BLOCK_K)
-            scaled = inputs[i].to(tl.float32) * scale * norm[0].to(tl.float32)
-            normed += (scaled.to(inputs[i].dtype),)
+            normed += (_normed(inputs[i], scale, norm[0]),)
         inputs = normed
     found = (columns,)[:0]
     for group in tl.static_range(GROUPS):
@@ -247,6 +245,12 @@ def _products_of_groups(
             sums += (wide * inputs[i].to(tl.float32)[None, :],)
         found += (_total(sums),)
     return found
+
+
+@triton.jit
+def _normed(x, scale, norm):
+    """A tile of x, normed and rounded as a separate norm would leave it."""
+    return (x.to(tl.float32) * scale * norm.to(tl.float32)).to(x.dtype)
 
 
 @triton.jit
@@ -296,7 +300,7 @@ def _products_on_tensor_cores(
         x = tl.load(token_ptr + k[None, :], mask=real & (k < K)[None, :], other=0.0)
         if norm_ptr is not None:
             norm = tl.load(norm_ptr + k, mask=k < K, other=0.0).to(tl.float32)
-            x = (x.to(tl.float32) * scale * norm[None, :]).to(x.dtype)
+            x = _normed(x, scale, norm[None, :])
         y = tl.dot(tile, x.T, y, input_precision=PRECISION)
     return y
 
