@@ -28,11 +28,12 @@ from lite_llama.engine.config import EngineConfig
 from lite_llama.engine.engine import Engine
 from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.errors import ConfigError, LiteLlamaError
+from lite_llama.kernel_lib.argmax_launch import choose_argmax
+from lite_llama.kernel_lib.gemv_launch import MAX_TOKENS
 from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import ChainLaunches, settle_attention, weight_shapes
 from lite_llama.models.config import ModelConfig
-from lite_llama.ops.advance_greedy.launch import num_pieces
 
 # Every module whose kernels wait for a kernel of the step before them.
 STAMPED_MODULES = (
@@ -70,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="llama-3.2-1b")
     parser.add_argument("--prompt-len", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=1, help="sequences, at most 8")
+    parser.add_argument("--batch", type=int, default=1, choices=range(1, MAX_TOKENS + 1))
     parser.add_argument("--folder", type=Path, default=Path("bench/plots"))
     options = parser.parse_args()
     try:
@@ -114,10 +115,7 @@ def record(preset: str, prompt_len: int, batch: int) -> tuple[list[Site], Tensor
     decoder, graphs = engine.runner.decoder, engine.runner.graphs
     launches = decode_chain.engine_launches(decoder, batch)
     if launches is None or graphs is None:
-        raise ConfigError(
-            f"{preset} does not decode {batch} sequences by the chain; choose dense weights, and "
-            "at most 8 sequences"
-        )
+        raise ConfigError(f"{preset} does not decode by the chain; choose dense weights")
     max_kv_len = graphs.table.values.shape[1] * engine.plan.block_size
     launches = settle_attention(
         launches, engine.model, (batch, decoder.dtype, max_kv_len), gpu_spec(engine.plan.device)
@@ -175,7 +173,7 @@ def chain_sites(
         sites.append(Site("attention", layer, attention))
         sites += [product(name, layer) for name in ("o", "gate_up", "down")]
     last = config.num_layers
-    draw = Site("draw", last, batch * num_pieces(config.vocab_size))
+    draw = Site("draw", last, batch * choose_argmax(config.vocab_size).splits)
     return [*sites, product("head", last), draw, Site(BETWEEN, last, batch)]
 
 

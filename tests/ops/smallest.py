@@ -226,9 +226,9 @@ CASES: dict[str, dict[str, Case]] = {
     "add_rms_norm": {
         "": lambda d: ops.add_rms_norm(_new(d, 3, 77), _new(d, 3, 77), _new(d, 77), EPS)
     },
+    "advance_greedy": {"": _advance_greedy},
     "apply_masks": {"": _apply_masks},
     "apply_penalties": {"": _apply_penalties},
-    "advance_greedy": {"": _advance_greedy},
     "argmax": {
         "one piece": lambda d: ops.argmax(_new(d, 3, 77)),
         "pieces": lambda d: ops.argmax(_new(d, 2, 9001)),

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from lite_llama.errors import OperatorError
+from lite_llama.kernel_lib.argmax_launch import ArgmaxLaunch, choose_argmax
 from lite_llama.ops import argmax
 from lite_llama.ops.argmax import kernel
-from lite_llama.ops.argmax.launch import ArgmaxLaunch, choose_launch
 from tests.ops.compare import cases, non_contiguous, poison_new_outputs, random, same_bits
 
 
@@ -55,9 +55,9 @@ def test_strided_rows(device: torch.device) -> None:
 
 
 def test_splits_depend_on_the_row_alone() -> None:
-    assert choose_launch(128256) == ArgmaxLaunch(splits=63, block=2048, num_warps=2)
-    assert choose_launch(4096) == ArgmaxLaunch(splits=1, block=4096, num_warps=16)
-    assert choose_launch(3) == ArgmaxLaunch(splits=1, block=4, num_warps=1)
+    assert choose_argmax(128256) == ArgmaxLaunch(splits=63, block=2048, num_warps=2)
+    assert choose_argmax(4096) == ArgmaxLaunch(splits=1, block=4096, num_warps=16)
+    assert choose_argmax(3) == ArgmaxLaunch(splits=1, block=4, num_warps=1)
 
 
 def test_no_rows_and_calls_against_the_contract(device: torch.device) -> None:

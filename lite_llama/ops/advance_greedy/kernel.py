@@ -10,22 +10,21 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from lite_llama.kernel_lib.argmax_launch import choose_argmax
 from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.kernel_lib.ordered_keys import best_of_piece, index_of
-from lite_llama.kernel_lib.rows import next_power_of_2
-from lite_llama.ops.advance_greedy.launch import BLOCK, num_pieces
 
 
 @triton.jit
 def _best_of_pieces(
-    logits_ptr, best_ptr, row_stride, vocab, PIECE: tl.constexpr, OVERLAP: tl.constexpr
+    logits_ptr, best_ptr, row_stride, vocab, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
 ):
     """Grid: (pieces, rows)."""
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
     row_ptr = logits_ptr + tl.program_id(1).to(tl.int64) * row_stride
-    best = best_of_piece(row_ptr, tl.program_id(0) * PIECE, vocab, PIECE)
+    best = best_of_piece(row_ptr, tl.program_id(0) * BLOCK, vocab, BLOCK)
     tl.store(best_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), best)
 
 
@@ -56,30 +55,29 @@ def _advance(
 
 
 def advance_greedy(logits: Tensor, fields: Tensor, told: Tensor) -> None:
-    """`logits` with at least one row, of 1 to MAX_VOCAB values."""
+    """`logits` with at least one row, of 1 to MAX_COLUMNS values."""
     count, vocab = logits.shape
     overlap = gpu_spec(logits.device).has_pdl
-    pieces = num_pieces(vocab)
-    best = torch.empty(count * pieces, dtype=torch.int64, device=logits.device)
-    _best_of_pieces[(pieces, count)](
+    launch = choose_argmax(vocab)
+    best = torch.empty(count * launch.splits, dtype=torch.int64, device=logits.device)
+    _best_of_pieces[(launch.splits, count)](
         logits,
         best,
         logits.stride(0),
         vocab,
-        PIECE=BLOCK,
+        BLOCK=launch.block,
         OVERLAP=overlap,
-        num_warps=2,
+        num_warps=launch.num_warps,
         launch_pdl=overlap,
     )
-    block = next_power_of_2(pieces)
     _advance[(count,)](
         best,
         fields,
         told,
         fields.shape[1],
-        pieces,
-        BLOCK=block,
+        launch.splits,
+        BLOCK=launch.joining_block,
         OVERLAP=overlap,
-        num_warps=max(1, min(16, block // 128)),
+        num_warps=launch.joining_warps,
         launch_pdl=overlap,
     )

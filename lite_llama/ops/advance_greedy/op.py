@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lite_llama.errors import OperatorError
+from lite_llama.kernel_lib.argmax_launch import MAX_COLUMNS
 from lite_llama.kernel_lib.checks import (
     check,
     check_device,
@@ -13,7 +14,6 @@ from lite_llama.kernel_lib.checks import (
     check_unit_stride,
 )
 from lite_llama.ops.advance_greedy import reference
-from lite_llama.ops.advance_greedy.launch import MAX_VOCAB
 
 NUM_FIELDS = 5
 
@@ -33,12 +33,15 @@ def advance_greedy(logits: Tensor, fields: Tensor, told: Tensor) -> None:
     check_rank("logits", logits, 2)
     check_float_up_to_32("logits", logits)
     check_unit_stride("logits", logits)
-    num_rows = fields.shape[-1]
+    check_rank("fields", fields, 2)
+    num_rows = fields.shape[1]
     check_shape("fields", fields, (NUM_FIELDS, num_rows))
     check_shape("told", told, (2, num_rows))
     check(
-        len(logits) <= num_rows and 0 < logits.shape[1] <= MAX_VOCAB,
-        lambda: f"logits has shape {tuple(logits.shape)}, expected [0..{num_rows}, 1..{MAX_VOCAB}]",
+        len(logits) <= num_rows and 0 < logits.shape[1] <= MAX_COLUMNS,
+        lambda: (
+            f"logits has shape {tuple(logits.shape)}, expected [0..{num_rows}, 1..{MAX_COLUMNS}]"
+        ),
     )
     for name, x in (("fields", fields), ("told", told)):
         if x.dtype != torch.int64 or not x.is_contiguous():

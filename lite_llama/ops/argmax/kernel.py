@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lite_llama.kernel_lib.argmax_launch import choose_argmax
 from lite_llama.kernel_lib.ordered_keys import best_of_piece, index_of
-from lite_llama.kernel_lib.rows import as_rows, next_power_of_2
-from lite_llama.ops.argmax.launch import choose_launch
+from lite_llama.kernel_lib.rows import as_rows
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
     indices = torch.empty(x.shape[:-1], dtype=torch.int64, device=x.device)
     rows = as_rows(x)
     num_rows, n = rows.shape
-    launch = choose_launch(n)
+    launch = choose_argmax(n)
     splits = launch.splits
     partial = torch.empty(num_rows * splits, dtype=torch.int64, device=x.device)
     _best_of_piece[(num_rows * splits,)](
@@ -72,7 +72,6 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
         num_warps=launch.num_warps,
     )
     if splits > 1:
-        block = next_power_of_2(splits)
         _best_of_row[(num_rows,)](
             rows,
             partial,
@@ -80,7 +79,7 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
             indices,
             rows.stride(0),
             splits,
-            BLOCK=block,
-            num_warps=max(1, min(16, block // 128)),
+            BLOCK=launch.joining_block,
+            num_warps=launch.joining_warps,
         )
     return values, indices

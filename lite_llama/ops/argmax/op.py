@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from lite_llama.kernel_lib.argmax_launch import MAX_COLUMNS
 from lite_llama.kernel_lib.checks import check, check_float_up_to_32
 from lite_llama.ops.argmax import reference
-from lite_llama.ops.argmax.launch import MAX_COLUMNS
 
 
 def argmax(x: Tensor) -> tuple[Tensor, Tensor]:

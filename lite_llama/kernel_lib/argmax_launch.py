@@ -1,4 +1,4 @@
-"""How a row is split over programs."""
+"""How a row is split over programs that look for its largest value, and one that joins them."""
 
 from dataclasses import dataclass
 
@@ -20,8 +20,18 @@ class ArgmaxLaunch:
     block: int
     num_warps: int
 
+    @property
+    def joining_block(self) -> int:
+        """Columns of the second kernel, which holds a value of each piece."""
+        return next_power_of_2(self.splits)
 
-def choose_launch(num_columns: int) -> ArgmaxLaunch:
+    @property
+    def joining_warps(self) -> int:
+        """Its warps."""
+        return max(1, min(16, self.joining_block // 128))
+
+
+def choose_argmax(num_columns: int) -> ArgmaxLaunch:
     """Splits depend on the row alone, so that a row gives the same bits in any batch."""
     if num_columns <= _WHOLE_ROW:
         block = next_power_of_2(num_columns)
