@@ -97,15 +97,19 @@ class DecodeGraphs:
             recorded = self.record(size, self._launches[size], greedy=greedy)
             self._recorded[size, greedy] = recorded
         self.table.write(0, [request.blocks for request in requests])
-        self._write_fields(requests, positions, size, greedy=greedy)
+        places = self._write_fields(requests, positions, size)
         if token_ids is not self._drawn:
             if not isinstance(token_ids, Tensor):
                 token_ids = upload(token_ids, torch.int64, self._plan.device)
             self.fields[0, :count].copy_(token_ids)
         graph, result = self._recorded[size, greedy]
         graph.replay()
-        self._drawn = result[:count] if greedy else None
-        return result if self._drawn is None else self._drawn
+        if not greedy:
+            self._drawn = None
+            return result
+        self._next = _after(places)
+        self._drawn = result[:count]
+        return self._drawn
 
     @property
     def told(self) -> Tensor:
@@ -116,12 +120,13 @@ class DecodeGraphs:
         return self._told[1 - self._turn]
 
     def _write_fields(
-        self, requests: Sequence[OwnsBlocks], positions: list[int], size: int, *, greedy: bool
-    ) -> None:
-        """Let the fields hold this step of `size` rows, whose graph goes on to the next if it is
-        `greedy`."""
+        self, requests: Sequence[OwnsBlocks], positions: list[int], size: int
+    ) -> _Places:
+        """Let the fields hold this step of `size` rows."""
+        held, self._next = self._next, None
         slots = slots_at([one.blocks for one in requests], positions, self._plan.block_size)
-        if (size, positions, slots) != self._next:
+        places = size, positions, slots
+        if places != held:
             padding = size - len(requests)
             rows = [
                 positions + [0] * padding,
@@ -132,21 +137,25 @@ class DecodeGraphs:
             staging = self._staging[self._turn]
             staging[:, :size] = as_tensor(rows, torch.int64)
             self.fields[1:].copy_(staging, non_blocking=True)
-        self._next = (size, _each_next(positions), _each_next(slots)) if greedy else None
         self._turn = 1 - self._turn
+        return places
 
     def record(
         self, size: int, launches: ChainLaunches | None, *, greedy: bool = False
     ) -> Recorded:
         """A step of `size` sequences, and where it leaves its logits (or tokens; see `launch`)."""
-        self.fields[:, :size].zero_()
-        self.fields[2, :size] = -1
-        self._drawn = self._next = None
+        self._empty(size)
         recorded = record(
             lambda: self.forward(size, launches, greedy=greedy), self._pool, self._plan
         )
         self._first = self._first or recorded[0]
         return recorded
+
+    def _empty(self, size: int) -> None:
+        """Let the first rows be padding."""
+        self.fields[:, :size].zero_()
+        self.fields[2, :size] = -1
+        self._drawn = self._next = None
 
     def forward(self, size: int, launches: ChainLaunches | None, *, greedy: bool = False) -> Tensor:
         """The same step, launched from the host."""
@@ -178,8 +187,10 @@ class DecodeGraphs:
         self._drawn = None
 
 
-def _each_next(places: list[int]) -> list[int]:
-    return [place + 1 for place in places]
+def _after(places: _Places) -> _Places:
+    """What a graph that draws its tokens leaves behind these."""
+    size, positions, slots = places
+    return size, [position + 1 for position in positions], [slot + 1 for slot in slots]
 
 
 class SharedGraphs(DecodeGraphs):

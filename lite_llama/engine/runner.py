@@ -82,15 +82,11 @@ class Runner:
         On the device, and where it tells the host (see `DecodeGraphs.told`).
         """
         tokens = self._replay(planned, unread, greedy=True)
-        if self.graphs is None:
-            raise AssertionError("there are no graphs to replay")
-        return tokens, self.graphs.told[: len(tokens)]
+        return tokens, self._decode_graphs.told[: len(tokens)]
 
     def _replay(
         self, planned: list[Scheduled], unread: batch.Unread | None, *, greedy: bool
     ) -> Tensor:
-        if self.graphs is None:
-            raise AssertionError("there are no graphs to replay")
         requests = [scheduled.request for scheduled in planned]
         positions = [request.num_computed_tokens for request in requests]
         token_ids: list[int] | Tensor
@@ -101,7 +97,14 @@ class Runner:
             token_ids = inputs.token_ids
             if unread is not None:
                 token_ids = inputs.tokens_on(self.plan.device, unread)
-        return self.graphs.launch(requests, positions, token_ids, greedy=greedy)
+        return self._decode_graphs.launch(requests, positions, token_ids, greedy=greedy)
+
+    @property
+    def _decode_graphs(self) -> DecodeGraphs:
+        """Those that `replays` has found to be there."""
+        if self.graphs is None:
+            raise AssertionError("there are no graphs to replay")
+        return self.graphs
 
     def compute(self, inputs: batch.Inputs, unread: batch.Unread | None) -> Logits:
         """Logits of these inputs, on this rank's part of it all."""

@@ -56,9 +56,7 @@ class HostSharedGraphs(SharedGraphs):
         self.log: list[str] = []
 
     def record(self, size: int, launches: Any, *, greedy: bool = False) -> Any:  # noqa: ARG002
-        self.fields[:, :size].zero_()
-        self.fields[2, :size] = -1
-        self._drawn = self._next = None
+        self._empty(size)
         graph = Replay(self, size, greedy=greedy)
         return graph, graph.result
 
