@@ -107,26 +107,26 @@ def _entry(item: Any, where: str) -> Entry:
 def _member(holder: Any, key: str, kind: type, where: str) -> Any:
     value = holder.get(key) if isinstance(holder, dict) else None
     if type(value) is not kind:
-        raise _malformed(f"{where}.{key}", value, f"a JSON {kind.__name__}")
+        raise malformed(f"{where}.{key}", value, f"a JSON {kind.__name__}")
     return value
 
 
 def launch(cls: type[Launch], values: Any, where: str) -> Launch:
     """A launch dataclass from an entry's JSON values; ConfigError names `where` and the field."""
     if not isinstance(values, dict):
-        raise _malformed(where, values, "an object")
+        raise malformed(where, values, "an object")
     known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            raise _malformed(f"{where}.{name}", values[name], f"one of {', '.join(known)}")
+            raise malformed(f"{where}.{name}", values[name], f"one of {', '.join(known)}")
     for name, field in known.items():
         if name not in values:
             if field.default is MISSING:
-                raise _malformed(f"{where}.{name}", None, "a value")
+                raise malformed(f"{where}.{name}", None, "a value")
             continue
         expected = _expected(name, field.type, values[name])
         if expected:
-            raise _malformed(f"{where}.{name}", values[name], expected)
+            raise malformed(f"{where}.{name}", values[name], expected)
     return cls(**values)
 
 
@@ -145,7 +145,8 @@ def _expected(name: str, kind: Any, value: Any) -> str:
     return ""
 
 
-def _malformed(where: str, value: Any, expected: str) -> ConfigError:
+def malformed(where: str, value: Any, expected: str) -> ConfigError:
+    """What to raise where a table holds `value` in place of what is `expected`."""
     return ConfigError(f"{where} is {value!r:.60}, expected {expected}; tune again or delete it")
 
 

@@ -77,13 +77,14 @@ def find_launches(
     ConfigError where a table cannot be read.
     """
     entry = tuned.find(gpu, tuned_shape(config), dtype_name(activations), num_tokens)
+    defaults = choose_launches(config, num_tokens)
     if entry is None:
-        return choose_launches(config, num_tokens)
+        return defaults
     launches = read_launches(entry.sites, f"{entry.where}.sites")
     if not entry.has_stale_attention:
         return launches
-    overlap = choose_launches(config, num_tokens).attention_overlap
-    return replace(launches, attention=None, attention_overlap=overlap)
+    overlap = defaults.attention_overlap
+    return replace(launches, attention=defaults.attention, attention_overlap=overlap)
 
 
 def tuned_shape(config: ModelConfig) -> dict[str, int]:
@@ -110,10 +111,7 @@ def read_launches(sites: Mapping[str, Any], where: str) -> ChainLaunches:
         )
     overlap = sites["attention_overlap"]
     if overlap not in (-1, 0, 1) or isinstance(overlap, bool):
-        raise ConfigError(
-            f"{where}.attention_overlap is {overlap!r}, expected -1, 0 or 1; tune again or delete "
-            "it"
-        )
+        raise tuned.malformed(f"{where}.attention_overlap", overlap, "-1, 0 or 1")
     attention = sites["attention"]
     return ChainLaunches(
         **{
