@@ -23,6 +23,7 @@ from lite_llama.engine.messages import Decode, OwnsBlocks, Row
 from lite_llama.engine.recording import Recorded, destroy, padded_sizes, record
 from lite_llama.engine.upload import as_tensor, upload
 from lite_llama.engine.workers import Workers
+from lite_llama.kernel_lib.carveout import launched_functions, set_carveout
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import ChainLaunches
 from lite_llama.models.decoder import Decoder
@@ -145,6 +146,10 @@ class DecodeGraphs:
     ) -> Recorded:
         """A step of `size` sequences, and where it leaves its logits (or tokens; see `launch`)."""
         self._empty(size)
+        if launches is not None:
+            with launched_functions() as functions:
+                self.forward(size, launches, greedy=greedy)
+            set_carveout(functions, launches.carveout)
         recorded = record(
             lambda: self.forward(size, launches, greedy=greedy), self._pool, self._plan
         )

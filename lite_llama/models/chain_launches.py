@@ -15,6 +15,9 @@ from lite_llama.ops.attention_decode.launch import Launch as AttentionLaunch
 from lite_llama.ops.attention_decode.launch import Problem
 from lite_llama.ops.attention_decode.launch import choose_launch as choose_attention
 
+# Percent: what attention's tiles need beside each other, and enough cache for the products' loads.
+_CARVEOUT = 72
+
 
 @dataclass(frozen=True)
 class ChainLaunches:
@@ -22,6 +25,8 @@ class ChainLaunches:
 
     `attention_overlap`: as the others' `overlap`, but of 0 and 1 alone: o may start when attention
     begins, or when it ends.
+    `carveout`: percent of its greatest shared memory that an SM gives to shared memory while any of
+    these kernels runs, −1: as the driver chooses for each. See `kernel_lib.carveout`.
     """
 
     qkv: GemvLaunch
@@ -31,6 +36,7 @@ class ChainLaunches:
     head: GemvLaunch
     attention: AttentionLaunch | None = None
     attention_overlap: float = 0.0
+    carveout: int = -1
 
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -66,7 +72,8 @@ def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
     # Tiles that tensor cores take by shared memory are not loaded early, and a program of o that
     # waits with them keeps one of attention off its SM: 0.982 -> 0.921 ms a step at 8 tokens.
     attention_overlap = 0.0 if num_tokens <= 2 else 1.0
-    return ChainLaunches(**products, attention_overlap=attention_overlap)  # type: ignore[arg-type]
+    launches = ChainLaunches(**products, carveout=_CARVEOUT)  # type: ignore[arg-type]
+    return replace(launches, attention_overlap=attention_overlap)
 
 
 def find_launches(
@@ -104,24 +111,28 @@ def dtype_name(activations: dtype) -> str:
 def read_launches(sites: Mapping[str, Any], where: str) -> ChainLaunches:
     """Launches from JSON values as `dataclasses.asdict` makes them; ConfigError names the key."""
     known = set(ChainLaunches.__dataclass_fields__)
+    sites = {"carveout": -1, **sites}  # tables of before it could be chosen
     for site in known ^ set(sites):
         raise ConfigError(
             f"{where}.{site} is {'missing' if site in known else 'unknown'}, expected "
             f"{', '.join(ChainLaunches.__dataclass_fields__)}; tune again or delete it"
         )
-    overlap = sites["attention_overlap"]
+    overlap, carveout = sites["attention_overlap"], sites["carveout"]
     if overlap not in (-1, 0, 1) or isinstance(overlap, bool):
         raise tuned.malformed(f"{where}.attention_overlap", overlap, "-1, 0 or 1")
+    if type(carveout) is not int or not -1 <= carveout <= 100:
+        raise tuned.malformed(f"{where}.carveout", carveout, "an integer from -1 to 100")
     attention = sites["attention"]
     return ChainLaunches(
         **{
             site: tuned.launch(GemvLaunch, sites[site], f"{where}.{site}")
-            for site in known - {"attention", "attention_overlap"}
+            for site in known - {"attention", "attention_overlap", "carveout"}
         },
         attention=None
         if attention is None
         else tuned.launch(AttentionLaunch, attention, f"{where}.attention"),
         attention_overlap=overlap,
+        carveout=carveout,
     )
 
 
@@ -153,7 +164,7 @@ def without_overlap(launches: ChainLaunches) -> ChainLaunches:
 def without_early_loads(launches: ChainLaunches) -> ChainLaunches:
     """Every kernel a dependent launch, none of whose products loads weights before its wait."""
     changed = _with(launches, overlap=0.0, preload=False, prefetch=0.0)
-    return replace(changed, attention_overlap=0.0)
+    return replace(changed, attention_overlap=0.0, carveout=-1)
 
 
 def _with(launches: ChainLaunches, **changes: float) -> ChainLaunches:

@@ -60,7 +60,7 @@ class ChainMeter:
     """A `Measure` on the engine's GPU, for steps of `num_seqs` sequences.
 
     `contexts`: keys of each sequence. Products are timed at the first of them; what changes
-    attention is timed at all. `refused`: chains known not to compile.
+    attention or the carveout is timed at all. `refused`: chains known not to compile.
     """
 
     def __init__(
@@ -120,10 +120,7 @@ class ChainMeter:
             self._kept = incumbent, self._record(incumbent)
         against, recorded = self._kept[1], self._record(candidate)
         self._check(candidate, self._results(recorded))
-        same = (candidate.attention, candidate.attention_overlap) == (
-            incumbent.attention,
-            incumbent.attention_overlap,
-        )
+        same = _depends_on_context(candidate) == _depends_on_context(incumbent)
         inputs = self._inputs[:1] if same else self._inputs
         return compare(
             lambda: self._sample(recorded, inputs),
@@ -175,6 +172,10 @@ class ChainMeter:
         digest = _digest(results)
         if self._digests.setdefault(arithmetic(chain), digest) != digest:
             raise Rejected("wrong result: not bit for bit that of the same tiles in another mode")
+
+
+def _depends_on_context(chain: ChainLaunches) -> Hashable:
+    return chain.attention, chain.attention_overlap, chain.carveout
 
 
 def attempt(

@@ -16,7 +16,7 @@ from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.models.chain_launches import ChainLaunches, read_launches
 from lite_llama.ops.attention_decode.launch import Launch
 from lite_llama.tuning.search import State, Timing, Trial
-from lite_llama.tuning.space import AttentionSite, Site, describe, get
+from lite_llama.tuning.space import AttentionSite, Carveout, Site, describe, get
 
 _TOP = 10
 _TIMING_FIELDS = ("ms", "ratio", "low", "high", "stopped")
@@ -144,6 +144,8 @@ def _state(saved: Mapping[str, Any], where: str) -> State:
 
 
 def _site(site: str, value: Mapping[str, Any], where: str) -> Site:
+    if site == "carveout":
+        return Carveout(int(value["percent"]))
     if site != "attention":
         return tuned.launch(GemvLaunch, value, where)
     return AttentionSite(tuned.launch(Launch, value["launch"], where), float(value["overlap"]))

@@ -10,8 +10,9 @@ from lite_llama.models.chain_launches import ChainLaunches, weight_shapes, witho
 from lite_llama.models.config import ModelConfig
 from lite_llama.ops.attention_decode.launch import Launch
 
-SITES = ("qkv", "attention", "o", "gate_up", "down", "head")
-# Sites whose kernels follow each other; a layer's down comes before the next one's qkv.
+SITES = ("carveout", "qkv", "attention", "o", "gate_up", "down", "head")
+# Sites whose kernels follow each other; a layer's down comes before the next one's qkv. And what
+# decides how much shared memory there is, with what takes most of it.
 NEIGHBOURS = (
     ("qkv", "attention"),
     ("attention", "o"),
@@ -19,8 +20,10 @@ NEIGHBOURS = (
     ("gate_up", "down"),
     ("down", "qkv"),
     ("down", "head"),
+    ("carveout", "attention"),
 )
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+_CARVEOUTS = (-1, 28, 43, 57, 72, 86, 100)
 # Values a thread holds of a tile in registers: fewer leave the loads short, more spill.
 _VALUES_PER_THREAD = {1: (16, 32, 64), 2: (16, 32), 4: (16,)}
 # Groups of rows of a program whose tiles hold whole rows, of at most so many columns.
@@ -37,11 +40,20 @@ class AttentionSite:
     overlap: float
 
 
-Site = GemvLaunch | AttentionSite
+@dataclass(frozen=True)
+class Carveout:
+    """The chain's split of on-chip memory, in the place of a site."""
+
+    percent: int
+
+
+Site = GemvLaunch | AttentionSite | Carveout
 
 
 def get(chain: ChainLaunches, site: str) -> Site:
     """What a chain launches at a site; its attention must be settled."""
+    if site == "carveout":
+        return Carveout(chain.carveout)
     if site != "attention":
         product: GemvLaunch = getattr(chain, site)
         return product
@@ -54,6 +66,8 @@ def put(chain: ChainLaunches, site: str, value: Site) -> ChainLaunches:
     """The chain with another launch at a site."""
     if isinstance(value, AttentionSite):
         return replace(chain, attention=value.launch, attention_overlap=value.overlap)
+    if isinstance(value, Carveout):
+        return replace(chain, carveout=value.percent)
     return replace(chain, **{site: value})  # type: ignore[arg-type]
 
 
@@ -70,6 +84,8 @@ class Space:
         """Equal for launches that are one and the same to the GPU: few tiles, few triggers."""
         if isinstance(value, AttentionSite):
             return value.launch, value.overlap if self.gpu.has_pdl else -1.0
+        if isinstance(value, Carveout):
+            return value.percent if self.gpu.has_pdl else -1
         if value.overlap < 0 or not self.gpu.has_pdl:
             value = replace(value, overlap=-1.0, preload=True, prefetch=0.0)
         shape = weight_shapes(self.config)[site]
@@ -87,12 +103,16 @@ class Space:
         """Other tiles, launched in the mode of `value`; that one comes first."""
         if isinstance(value, AttentionSite):
             found: Iterable[Site] = self._attention_tiles(value)
+        elif isinstance(value, Carveout):
+            found = map(Carveout, _CARVEOUTS)
         else:
             found = self._product_tiles(site, value)
         return self.distinct(site, [value, *found])
 
     def coordinates(self, site: str) -> list[Callable[[Any], list[Site]]]:
         """What is varied of a tile, one after the other: each gives all values of a coordinate."""
+        if site == "carveout":
+            return []
         if site == "attention":
             return [_programs, _attention_modes]
         return [_modes, _overlaps, _prefetches, _switches]
@@ -218,6 +238,8 @@ def describe(value: Site) -> str:
             f"{launch.num_warps} warps, {launch.num_stages} stages, "
             f"{'plain' if value.overlap < 0 else f'PDL, overlap {value.overlap:g}'}"
         )
+    if isinstance(value, Carveout):
+        return f"{value.percent} % shared" if value.percent >= 0 else "as the driver chooses"
     tile = f"{value.block_n} x {value.block_k}, {value.num_warps} warps"
     if value.groups > 1:
         tile += f", {value.groups} groups"

@@ -32,6 +32,7 @@ def other_launches() -> ChainLaunches:
         chosen,
         down=replace(chosen.down, block_n=4, overlap=0.6, preload=False, prefetch=0.4),
         attention_overlap=-1.0,
+        carveout=43,
     )
 
 
@@ -79,8 +80,14 @@ def test_launches_survive_json_and_a_missing_or_unknown_site_is_named() -> None:
     assert read_launches({**sites, "attention": None}, "x").attention is None
     with pytest.raises(ConfigError, match=r"^x\.attention_overlap is True, expected -1, 0 or 1; "):
         read_launches({**sites, "attention_overlap": True}, "x")
+    for percent in (101, True):
+        wanted = rf"^x\.carveout is {percent}, expected an integer from -1 to 100; "
+        with pytest.raises(ConfigError, match=wanted):
+            read_launches({**sites, "carveout": percent}, "x")
     with pytest.raises(ConfigError, match=r"^x\.up is unknown"):
         read_launches({**sites, "up": sites["o"]}, "x")
+    del sites["carveout"]  # as in tables of before
+    assert read_launches(sites, "x") == replace(other_launches(), carveout=-1)
     del sites["head"]
     with pytest.raises(ConfigError, match=r"^x\.head is missing"):
         read_launches(sites, "x")

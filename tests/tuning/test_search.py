@@ -6,13 +6,15 @@ from lite_llama.errors import ConfigError
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.models.chain_launches import ChainLaunches
 from lite_llama.tuning.search import Search, State
-from lite_llama.tuning.space import SITES, AttentionSite, Site, get, put
+from lite_llama.tuning.space import SITES, AttentionSite, Carveout, Site, get, put
 from tests.tuning.fakes import FakeMeter, space, start
 
 
 def site_cost(site: str, value: Site) -> float:
     """Least at some tile, warps, mode and ratios that differ from site to site."""
-    at = SITES.index(site)
+    at = SITES.index(site) - 1
+    if isinstance(value, Carveout):
+        return 1.0 + abs(value.percent - 57) / 100
     if isinstance(value, AttentionSite):
         launch = value.launch
         keys = abs(launch.block_n - 64) / 64 + abs(launch.min_chunk - 64) / 128
@@ -97,7 +99,7 @@ def test_an_interrupted_search_goes_on_after_its_last_whole_stage() -> None:
     with pytest.raises(KeyboardInterrupt):
         first.run(SITES)
     state = saved[-1]
-    assert state.done == ["qkv", "attention", "o", "gate_up"]
+    assert state.done == ["carveout", "qkv", "attention", "o", "gate_up"]
     assert {trial.stage for trial in state.trials} == set(state.done)
     rest = FakeMeter(separable)
     assert Search(space(), rest, state).run(SITES).best == want.best
