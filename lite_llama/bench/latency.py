@@ -125,29 +125,32 @@ def build_engine(settings: EngineConfig, model: str | None, preset: str | None) 
 def measure_engine(
     engine: Engine, prompts: list[list[int]], gen_len: int
 ) -> tuple[float, float, list[list[int]]]:
-    """(seconds until every prompt has its first token, seconds a step after that, tokens).
+    """(seconds until every prompt has its first token, seconds a step while all decode, tokens).
 
-    ConfigError if no step is left to time after that.
+    Prompts that were computed first end first: what comes after that is not timed. ConfigError if
+    there is no step to time.
     """
     params = SamplingParams(temperature=0.0, max_tokens=gen_len, ignore_eos=True)
     tokens: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
     begin = time.perf_counter()
     for request_id, prompt in zip(tokens, prompts, strict=True):
         engine.add(request_id, prompt, params)
-    first = 0.0
+    first = last = 0.0
     while engine.has_requests:
         for output in engine.step():
             tokens[output.request_id].append(output.token_id)
+        longest = max(map(len, tokens.values()))
         if not first and all(tokens.values()):
             first = time.perf_counter() - begin
-            num_left = gen_len - max(len(drawn) for drawn in tokens.values())
-    whole = time.perf_counter() - begin
+            num_left = gen_len - longest
+        if not last and longest == gen_len:
+            last = time.perf_counter() - begin
     if num_left < 1:
         raise ConfigError(
             f"gen_len is {gen_len}, limit {gen_len - num_left + 1}: steps are timed after every "
             "prompt has its first token; raise it"
         )
-    return first, (whole - first) / num_left, list(tokens.values())
+    return first, (last - first) / num_left, list(tokens.values())
 
 
 def floor_s(engine: Engine, machine: Machine, num_cached: int) -> float:

@@ -9,6 +9,8 @@ from lite_llama.bench.harness import Case, Machine, WrongResult, run_case
 from lite_llama.bench.ops import run
 from lite_llama.bench.plot import draw
 from lite_llama.engine.config import EngineConfig
+from lite_llama.engine.request import StepOutput
+from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.errors import ConfigError
 from tests.models import tiny
 
@@ -116,6 +118,38 @@ def test_a_latency_of_one_token_is_refused() -> None:
     with pytest.raises(ConfigError, match="gen_len is 1, limit 2"):
         latency.measure_engine(engine, prompts, 1)
     assert len(latency.measure_engine(engine, prompts, 2)[2][0]) == 2
+
+
+class Staggered:
+    """Two prompts, the second computed two steps after the first; a step takes a second for each
+    sequence that decodes."""
+
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self._left: dict[str, int] = {}
+
+    def add(self, request_id: str, prompt: list[int], params: SamplingParams) -> None:
+        del prompt
+        self._left[request_id] = params.max_tokens or 0
+
+    @property
+    def has_requests(self) -> bool:
+        return any(self._left.values())
+
+    def step(self) -> list[StepOutput]:
+        going = [one for one, left in self._left.items() if left and (one == "0" or self.clock > 1)]
+        for one in going:
+            self._left[one] -= 1
+        self.clock += len(going)
+        return [StepOutput(one, 7, None, None, None, None, 0) for one in going]
+
+
+def test_steps_are_timed_while_all_sequences_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Staggered()
+    monkeypatch.setattr("lite_llama.bench.latency.time.perf_counter", lambda: engine.clock)
+    first, each, tokens = latency.measure_engine(engine, [[1], [2]], 10)  # type: ignore[arg-type]
+    assert (first, each) == (4.0, 2.0)
+    assert tokens == [[7] * 10] * 2
 
 
 def test_what_ranks_share_is_measured_like_what_one_process_has(tmp_path: Path) -> None:
