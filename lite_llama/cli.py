@@ -506,7 +506,7 @@ def tune(
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, some of 1,2,4,8.")] = "1,2,4,8",
     site: Annotated[
-        str, typer.Option(help="all, or some of qkv,attention,o,gate_up,down,head.")
+        str, typer.Option(help="all, or some of carveout,qkv,attention,o,gate_up,down,head.")
     ] = "all",
     context: Annotated[int, typer.Option(help="Keys of each sequence.")] = 256,
     exhaustive: Annotated[
