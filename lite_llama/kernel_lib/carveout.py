@@ -8,9 +8,7 @@ before, dependent launch or not. Kernels that are to overlap are given one split
 import ctypes
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-
-from triton import knobs  # type: ignore[import-untyped,unused-ignore]
-from triton.compiler.compiler import LazyDict  # type: ignore[import-untyped,unused-ignore]
+from typing import Any
 
 from lite_llama.errors import EngineError
 
@@ -20,9 +18,11 @@ _PREFERRED_CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, C
 @contextmanager
 def launched_functions() -> Iterator[set[int]]:
     """The driver's handles (CUfunction) of the Triton kernels that are launched within."""
+    from triton import knobs  # type: ignore[import-untyped,unused-ignore]
+
     functions: set[int] = set()
 
-    def note(metadata: LazyDict) -> None:
+    def note(metadata: Any) -> None:  # a triton.compiler.LazyDict
         functions.add(metadata.get()["function"])
 
     knobs.runtime.launch_enter_hook.add(note)
