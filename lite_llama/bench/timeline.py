@@ -39,6 +39,7 @@ from lite_llama.models.config import ModelConfig
 STAMPED_MODULES = (
     "lite_llama.kernel_lib.decode_gemv",
     "lite_llama.ops.attention_decode.kernel",
+    "lite_llama.ops.norm_rope_write.kernel",
     "lite_llama.ops.advance_greedy.kernel",
 )
 BETWEEN = "between steps"
@@ -162,10 +163,13 @@ def chain_sites(
             blocks = rows
         return Site(site, layer, -(-blocks // how.block_n), rows * columns * itemsize)
 
+    num_heads = batch * (config.num_q_heads + 2 * config.num_kv_heads)
     attention = batch * config.num_kv_heads * launches.attention.programs_per_head
     sites = []
     for layer in range(config.num_layers):
         sites.append(product("qkv", layer))
+        if config.qk_norm:
+            sites.append(Site("norm_rope_write", layer, num_heads))
         sites.append(Site("attention", layer, attention))
         sites += [product(name, layer) for name in ("o", "gate_up", "down")]
     last = config.num_layers

@@ -70,7 +70,7 @@ def _block(
     block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache, launches: ChainLaunches
 ) -> Tensor:
     attention, mlp = block.attention, block.mlp
-    q, new = _queries(block, x, batch, cache, launches.qkv)
+    q = _queries(block, x, batch, cache, launches.qkv)
     attended = ops.attention_decode(
         q,
         cache.k,
@@ -80,7 +80,6 @@ def _block(
         window=attention.config.window,
         overlap=launches.attention_overlap,
         launch=launches.attention,
-        new=new,
     )
     x = ops.linear_add(
         attended.flatten(1), _values(attention.o), x, attention.o.bias, launch=launches.o
@@ -94,28 +93,26 @@ def _block(
 
 def _queries(
     block: Block, x: Tensor, batch: ForwardBatch, cache: LayerCache, launch: GemvLaunch
-) -> tuple[Tensor, ops.NewHeads | None]:
-    """A step's queries, and what attention still has to do before they can attend."""
+) -> Tensor:
     attention, norm = block.attention, block.attention_norm
     if attention.q_norm is not None and attention.k_norm is not None:
         # A head's norm needs all its rows, which the programs of norm_qkv share out.
         qkv = ops.norm_linear(
             x, norm.weight, _values(attention.qkv), norm.eps, attention.qkv.bias, launch=launch
         )
-        num_kv_heads, head_dim = cache.k.shape[2:]
-        heads = qkv.view(len(x), -1, head_dim)
-        q, k, v = heads.tensor_split((-2 * num_kv_heads, -num_kv_heads), dim=1)
-        return q, ops.NewHeads(
-            k=k,
-            v=v,
-            q_norm=attention.q_norm.weight,
-            k_norm=attention.k_norm.weight,
-            eps=attention.q_norm.eps,
+        return ops.norm_rope_write(
+            qkv,
+            attention.q_norm.weight,
+            attention.k_norm.weight,
+            attention.q_norm.eps,
             cos_sin=attention.cos_sin,
             positions=batch.positions,
+            k_cache=cache.k,
+            v_cache=cache.v,
             slot_mapping=batch.slot_mapping,
+            overlap=launch.overlap >= 0,
         )
-    q = ops.norm_qkv(
+    return ops.norm_qkv(
         x,
         norm.weight,
         _values(attention.qkv),
@@ -128,7 +125,6 @@ def _queries(
         slot_mapping=batch.slot_mapping,
         launch=launch,
     )
-    return q, None
 
 
 def _values(linear: Linear) -> Tensor:

@@ -7,7 +7,6 @@ CPU path must not pay.
 from lite_llama.ops.add.op import add
 from lite_llama.ops.advance_greedy.op import advance_greedy
 from lite_llama.ops.argmax.op import argmax
-from lite_llama.ops.attention_decode.new_heads import NewHeads
 from lite_llama.ops.attention_decode.op import attention_decode
 from lite_llama.ops.attention_prefill.op import attention_prefill
 from lite_llama.ops.bias_rope_pad.op import bias_rope_pad, unpad
@@ -20,6 +19,7 @@ from lite_llama.ops.linear_add.op import linear_add
 from lite_llama.ops.norm_gate_up.op import norm_gate_up
 from lite_llama.ops.norm_linear.op import norm_linear
 from lite_llama.ops.norm_qkv.op import norm_qkv
+from lite_llama.ops.norm_rope_write.op import norm_rope_write
 from lite_llama.ops.repeat_kv.op import repeat_kv
 from lite_llama.ops.rms_norm.op import add_rms_norm, rms_norm
 from lite_llama.ops.rope.op import rope
@@ -35,7 +35,6 @@ from lite_llama.ops.swiglu.op import swiglu
 from lite_llama.ops.topk.op import topk
 
 __all__ = [
-    "NewHeads",
     "SamplingRows",
     "add",
     "add_rms_norm",
@@ -56,6 +55,7 @@ __all__ = [
     "norm_gate_up",
     "norm_linear",
     "norm_qkv",
+    "norm_rope_write",
     "repeat_kv",
     "rms_norm",
     "rope",

@@ -20,8 +20,8 @@ CASES = (
     "norm_gate_up: 8192x2048 bf16",
     "norm_linear: 128256x2048 bf16",
     "norm_qkv: 32/8 heads of 64 bf16",
+    "norm_rope_write: 16/8 heads of 128 bf16",
     "attention_decode: 32/8 64 bf16 in the chain",
-    "attention_decode: 16/8 128 bf16 in the chain, new heads",
 )
 
 

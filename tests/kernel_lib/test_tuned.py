@@ -160,7 +160,7 @@ def test_the_kernel_versions_cover_every_kernel_of_the_chain() -> None:
     root, patterns = tuned.SHIPPED.parent, tuned.PRODUCTS + tuned.ATTENTION
     found = {str(p.relative_to(root)) for pattern in patterns for p in root.glob(pattern)}
     assert found >= {
-        "kernel_lib/decode_gemv.py",
+        "kernel_lib/decode_gemv.py", "ops/norm_rope_write/kernel.py",
         "ops/attention_decode/kernel.py", "ops/linear_add/kernel.py",
         "ops/norm_qkv/kernel.py", "ops/norm_gate_up/kernel.py", "ops/norm_linear/kernel.py",
     }  # fmt: skip

@@ -101,6 +101,14 @@ def _norm_qkv(device: torch.device, num_tokens: int, launch: GemvLaunch) -> Resu
     return q, given["k_cache"], given["v_cache"]
 
 
+def _norm_rope_write(device: torch.device, *, overlap: bool) -> Results:
+    qkv = _new(device, 3, 5 * 24, dtype=torch.float32)
+    norms = _new(device, 24), _new(device, 24)
+    given = _cache_arguments(device, 3, 1, 24)
+    q = ops.norm_rope_write(qkv, *norms, EPS, **given, overlap=overlap)
+    return q, given["k_cache"], given["v_cache"]
+
+
 def _norm_gate_up(device: torch.device, num_tokens: int, launch: GemvLaunch) -> Results:
     x, norm, weight = (
         _new(device, num_tokens, 88),
@@ -147,23 +155,6 @@ def _attention_decode(
             sinks=_new(device, 3), overlap=overlap, launch=launch,
         ),
     )  # fmt: skip
-
-
-def _new_heads(device: torch.device, launch: Launch, *, overlap: float) -> Results:
-    x = ragged([1, 1, 1], [100, 0, 1], Heads(3, 1, 24), DTYPE, device, 16)
-    assert x.block_table is not None
-    x.block_table[1] = 0
-    slots = [int(x.block_table[0, 6]) * 16 + 3, -1, int(x.block_table[2, 0]) * 16]
-    q, k, v = _new(device, 3, 5, 24, dtype=torch.float32).split((3, 1, 1), dim=1)
-    new = ops.NewHeads(
-        k, v, _new(device, 24), _new(device, 24), EPS, _angles(device, 100, 24),
-        _integers(device, [99, 0, 0]), _integers(device, slots),
-    )  # fmt: skip
-    out = ops.attention_decode(
-        q, x.k, x.v, block_table=x.block_table, seq_lens=x.seq_lens, overlap=overlap, launch=launch,
-        new=new,
-    )  # fmt: skip
-    return out, x.k, x.v
 
 
 def _attention_prefill(device: torch.device, block_size: int, **mask: Any) -> Results:
@@ -247,8 +238,6 @@ CASES: dict[str, dict[str, Case]] = {
         "one chunk, overlapped": lambda d: _attention_decode(d, _WHOLE, overlap=0.0),
         "chunks": lambda d: _attention_decode(d, _SPLIT),
         "chunks, overlapped": lambda d: _attention_decode(d, _SPLIT, overlap=1.0),
-        "new heads": lambda d: _new_heads(d, _SPLIT, overlap=-1.0),
-        "new heads, overlapped": lambda d: _new_heads(d, _SPLIT, overlap=0.0),
         "chunks, window": lambda d: _attention_decode(d, _SPLIT, window=70),
     },
     "attention_prefill": {
@@ -279,6 +268,10 @@ CASES: dict[str, dict[str, Case]] = {
     "norm_gate_up": _over_launches(_norm_gate_up),
     "norm_linear": _over_launches(_norm_linear),
     "norm_qkv": _over_launches(_norm_qkv),
+    "norm_rope_write": {
+        "plain": lambda d: _norm_rope_write(d, overlap=False),
+        "overlapped": lambda d: _norm_rope_write(d, overlap=True),
+    },
     "repeat_kv": {"": lambda d: (ops.repeat_kv(_new(d, 3, 2, 20), 3),)},
     "rms_norm": {"": lambda d: (ops.rms_norm(_new(d, 3, 77), _new(d, 77), EPS),)},
     "rope": {"": _rope},

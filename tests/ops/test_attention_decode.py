@@ -6,20 +6,18 @@ from torch import Tensor
 
 from lite_llama.errors import OperatorError
 from lite_llama.kernel_lib.gpu import H200
-from lite_llama.ops import NewHeads, attention_decode
+from lite_llama.ops import attention_decode
 from lite_llama.ops.attention_decode import kernel, reference
 from lite_llama.ops.attention_decode.launch import Launch, Problem, choose_launch
-from lite_llama.ops.attention_decode.new_heads import admit
 from tests.ops.attention_inputs import Heads, Ragged, answer, ragged, torch_attention
 from tests.ops.compare import (
     DTYPES,
     assert_close_to_reference,
     nmse,
     poison_new_outputs,
-    random,
     same_bits,
 )
-from tests.ops.tolerances import ATTENTION, FUSED
+from tests.ops.tolerances import ATTENTION
 
 # Chunks of 32 keys and fewer programs than chunks: every path within a few hundred keys.
 SPLIT = Launch(4, 32, 2, 32, num_warps=4, num_stages=2)
@@ -139,78 +137,6 @@ def test_a_dependent_launch_gives_the_same_result(
     arguments = {"block_table": x.block_table, "seq_lens": x.seq_lens, "scale": 32**-0.5}
     got = kernel.launch(how, x.q, x.k, x.v, **arguments, window=window, sinks=None, overlap=0.0)
     assert nmse(got, want) < 1e-6
-
-
-# Newest keys in the first tile of a program, in a later one of its chunk, in a chunk of their own;
-# and a row of padding.
-ADMITTED = [33, 0, 1, 160, 161, 64, 300]
-
-
-def admitted(
-    lengths: list[int], heads: Heads, dtype: torch.dtype, device: torch.device
-) -> tuple[Ragged, NewHeads]:
-    """Sequences whose queries are the first heads of a product, and the rest of it."""
-    x = decode(lengths, heads, dtype, device, 16)
-    assert x.block_table is not None
-    q, k, v = (
-        random(len(lengths), heads.num_q + 2 * heads.num_kv, heads.dim, dtype=dtype, device=device)
-        .float()
-        .split((heads.num_q, heads.num_kv, heads.num_kv), dim=1)
-    )
-    angles = torch.randn(max(lengths), heads.dim // 2, device=device)
-    last = [max(0, length - 1) for length in lengths]
-    slots = [
-        int(x.block_table[i, at // 16]) * 16 + at % 16 if lengths[i] else -1
-        for i, at in enumerate(last)
-    ]
-    new = NewHeads(
-        k, v, *random(2, heads.dim, dtype=dtype, device=device), 1e-6,
-        torch.cat((angles.cos(), angles.sin()), -1),
-        torch.tensor(last, device=device), torch.tensor(slots, device=device),
-    )  # fmt: skip
-    return dataclasses.replace(x, q=q), new
-
-
-@pytest.mark.parametrize("overlap", [-1.0, 0.0])
-@pytest.mark.parametrize(
-    ("dtype", "heads"),
-    [
-        *((dtype, Heads(4, 2, 64)) for dtype in DTYPES),
-        (torch.bfloat16, Heads(3, 1, 80)),
-        (torch.bfloat16, Heads(2, 1, 128)),
-    ],
-)
-@pytest.mark.parametrize("how", [SPLIT, Launch(4, 64, 4, 32, num_warps=4, num_stages=2)])
-def test_new_heads_are_admitted_before_they_attend(
-    device: torch.device,
-    dtype: torch.dtype,
-    heads: Heads,
-    how: Launch,
-    overlap: float,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if device.type == "cpu":  # the interpreter has no inline assembly
-        monkeypatch.setattr(kernel, "_after_loads", lambda x: x)
-    x, new = admitted(ADMITTED, heads, dtype, device)
-    slots = new.slot_mapping[new.slot_mapping >= 0]
-    for cache in (x.k, x.v):
-        cache.flatten(0, 1)[slots] = float("nan")  # until they are written
-    caches = x.k.clone(), x.v.clone()
-    q = admit(new, x.q, *caches)
-    given = {
-        "block_table": x.block_table, "seq_lens": x.seq_lens, "scale": heads.dim**-0.5,
-        "window": None, "sinks": None,
-    }  # fmt: skip
-    want = reference.attention_decode(q, *caches, **given)
-    poison_new_outputs(monkeypatch)
-    got = kernel.launch(how, x.q, x.k, x.v, **given, overlap=overlap, new=new)
-    assert got.dtype == dtype
-    assert nmse(got, want) < ATTENTION[dtype]
-    for cache, wanted in zip((x.k, x.v), caches, strict=True):
-        written, expected = cache.flatten(0, 1), wanted.flatten(0, 1)
-        assert nmse(written[slots], expected[slots]) < FUSED[dtype]
-        written[slots] = expected[slots]
-        assert same_bits(cache, wanted)  # and nothing else was written
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -20,7 +20,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.ops.attention_decode.launch import Launch, Problem, choose_launch
-from lite_llama.ops.attention_decode.new_heads import NewHeads
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Programs of each head beyond those of equally long sequences, for those that are longer.
@@ -295,30 +294,6 @@ def _before_keys(
 
 
 @triton.jit
-def _normed_and_turned(
-    head_ptr, dims, real_dim, real_head, norm, other_norm, cos, sin, eps,
-    HEAD_DIM: tl.constexpr, ELEMENT: tl.constexpr,
-):  # fmt: skip
-    """Heads float32 [BLOCK_D, n] at `head_ptr` [n], normalised and rotated, as ELEMENT.
-
-    Each step rounds as its own operator would. `norm`, `cos` and `sin` are those of `dims`,
-    `other_norm` of the dimensions they are turned with.
-    """
-    HALF: tl.constexpr = HEAD_DIM // 2
-    is_first = dims < HALF
-    inside = real_dim[:, None] & real_head[None, :]
-    own = tl.load(head_ptr[None, :] + dims[:, None], mask=inside, other=0.0)
-    other_dims = tl.where(is_first, dims + HALF, dims - HALF)
-    other = tl.load(head_ptr[None, :] + other_dims[:, None], mask=inside, other=0.0)
-    scale = tl.rsqrt(tl.sum(own * own, 0) / HEAD_DIM + eps)[None, :]
-    own = (own * scale * norm[:, None]).to(ELEMENT).to(tl.float32)
-    other = (other * scale * other_norm[:, None]).to(ELEMENT).to(tl.float32)
-    turned = tl.where(is_first[:, None], -other, other) * sin[:, None]
-    # Which of two products is rounded must not depend on what else is in the kernel.
-    return tl.fma(own, cos[:, None], turned).to(ELEMENT)
-
-
-@triton.jit
 def _place(
     slot, num_slots, seq_lens_ptr, num_seqs, window,
     SEQUENCES: tl.constexpr, HAS_WINDOW: tl.constexpr,
@@ -378,13 +353,6 @@ def attention_decode_kernel(
     block_table_ptr,
     seq_lens_ptr,
     sinks_ptr,
-    new_k_ptr,
-    new_v_ptr,
-    q_norm_ptr,
-    k_norm_ptr,
-    cos_sin_ptr,
-    positions_ptr,
-    slots_ptr,
     qk_scale,
     window,
     q_row_stride,
@@ -394,7 +362,6 @@ def attention_decode_kernel(
     max_chunks,
     min_chunk,
     num_seqs,
-    eps,
     Q_PER_KV: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     K_STRIDES: tl.constexpr,
@@ -419,7 +386,6 @@ def attention_decode_kernel(
 
     K_STRIDES, V_STRIDES: of blocks, tokens and heads; constants, so that only a block's place is
     computed. RUN: keys that lie in one tile and one block. ALIGNMENT: of all of them, in bytes.
-    `new_k_ptr` is None, or queries, keys and values come as a product left them (`NewHeads`).
     """
     if TRIGGER:
         gdc_launch_dependents()
@@ -456,18 +422,6 @@ def attention_decode_kernel(
     v_ptr += kv_head * V_STRIDES[2]
     dims = tl.arange(0, BLOCK_D)
     real_dim = dims < HEAD_DIM
-    if new_k_ptr is not None:
-        # Read before the wait: no kernel of a step writes them.
-        slot = tl.load(slots_ptr + seq).to(tl.int64)
-        HALF: tl.constexpr = HEAD_DIM // 2
-        other_dims = tl.where(dims < HALF, dims + HALF, dims - HALF)
-        angle_ptr = cos_sin_ptr + tl.load(positions_ptr + seq) * HEAD_DIM + dims % HALF
-        cos = tl.load(angle_ptr, mask=real_dim, other=1.0)
-        sin = tl.load(angle_ptr + HALF, mask=real_dim, other=0.0)
-        q_norm = tl.load(q_norm_ptr + dims, mask=real_dim, other=0.0).to(tl.float32)
-        k_norm = tl.load(k_norm_ptr + dims, mask=real_dim, other=0.0).to(tl.float32)
-        q_other_norm = tl.load(q_norm_ptr + other_dims, mask=real_dim, other=0.0).to(tl.float32)
-        k_other_norm = tl.load(k_norm_ptr + other_dims, mask=real_dim, other=0.0).to(tl.float32)
     if OVERLAP:
         # The first tile is loaded before the wait, but for the newest key, which the kernel before
         # writes: the others are of earlier steps. Idle programs have left: all that write wait.
@@ -485,47 +439,16 @@ def attention_decode_kernel(
         k = tl.load(first_k_ptr, mask=old[:, None] & real_dim[None, :], other=0.0)
         v = tl.load(first_v_ptr, mask=old[None, :] & real_dim[:, None], other=0.0)
         gdc_wait()
-        if new_k_ptr is None:
-            # `other` leaves what is there: no value passes through an instruction.
-            k = tl.load(first_k_ptr, mask=newest[:, None] & real_dim[None, :], other=k)
-            v = tl.load(first_v_ptr, mask=newest[None, :] & real_dim[:, None], other=v)
+        # `other` leaves what is there: no value passes through an instruction.
+        k = tl.load(first_k_ptr, mask=newest[:, None] & real_dim[None, :], other=k)
+        v = tl.load(first_v_ptr, mask=newest[None, :] & real_dim[:, None], other=v)
 
     head_in_group = tl.arange(0, COLUMNS)
     real_row = head_in_group < Q_PER_KV
     heads = kv_head * Q_PER_KV + head_in_group
     inside = real_row[None, :] & real_dim[:, None]
-    if new_k_ptr is None:
-        q_offsets = seq.to(tl.int64) * q_row_stride + heads[None, :] * q_head_stride + dims[:, None]
-        q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
-    else:
-        element = k_ptr.dtype.element_ty
-        q = _normed_and_turned(
-            q_ptr + seq.to(tl.int64) * q_row_stride + heads * q_head_stride, dims, real_dim,
-            real_row, q_norm, q_other_norm, cos, sin, eps, HEAD_DIM, element,
-        )  # fmt: skip
-        if OVERLAP:
-            has_newest = (num_chunks - 1 - part) % num_parts == 0
-        else:
-            has_newest = part == (num_chunks - 1) // share
-        if has_newest & (slot >= 0):
-            one = tl.arange(0, 1)
-            new_at = seq.to(tl.int64) * q_row_stride + kv_head * q_head_stride
-            new_k = _normed_and_turned(
-                new_k_ptr + new_at + one, dims, real_dim, one == 0, k_norm, k_other_norm,
-                cos, sin, eps, HEAD_DIM, element,
-            )  # fmt: skip
-            new_v_at = new_v_ptr + new_at + one[None, :] + dims[:, None]
-            new_v = tl.load(new_v_at, mask=real_dim[:, None], other=0.0).to(element)
-            block, in_block = slot // BLOCK_SIZE, slot % BLOCK_SIZE
-            k_row = k_ptr + block * K_STRIDES[0] + in_block * K_STRIDES[1] + one[None, :]
-            v_row = v_ptr + block * V_STRIDES[0] + in_block * V_STRIDES[1] + one[None, :]
-            tl.store(k_row + dims[:, None], new_k, mask=real_dim[:, None])
-            tl.store(v_row + dims[:, None], new_v, mask=real_dim[:, None])
-            if OVERLAP:
-                k = tl.where(newest[:, None], tl.trans(new_k), k)
-                v = tl.where(newest[None, :], new_v, v)
-            # A later tile that has them is read by other threads.
-            tl.debug_barrier()
+    q_offsets = seq.to(tl.int64) * q_row_stride + heads[None, :] * q_head_stride + dims[:, None]
+    q = tl.load(q_ptr + q_offsets, mask=inside, other=0.0)
     if OVERLAP:
         k, v = _after_loads(k), _after_loads(v)
     out_rows = seq.to(tl.int64) * num_kv_heads * Q_PER_KV + heads
@@ -670,14 +593,13 @@ def attention_decode(
     sinks: Tensor | None,
     overlap: float = -1.0,
     how: Launch | None = None,
-    new: NewHeads | None = None,
 ) -> Tensor:
     problem = Problem(
         num_seqs=q.shape[0],
         num_kv_heads=k_cache.shape[2],
         q_per_kv=q.shape[1] // k_cache.shape[2],
         head_dim=q.shape[2],
-        dtype=k_cache.dtype,
+        dtype=q.dtype,
         max_kv_len=block_table.shape[1] * k_cache.shape[1],
         in_chain=overlap >= 0,
     )
@@ -692,7 +614,6 @@ def attention_decode(
         window=window,
         sinks=sinks,
         overlap=overlap,
-        new=new,
     )
 
 
@@ -708,7 +629,6 @@ def launch(
     window: int | None,
     sinks: Tensor | None,
     overlap: float = -1.0,
-    new: NewHeads | None = None,
 ) -> Tensor:
     """Run the kernel as `how` says; the arguments are attention_decode's."""
     num_seqs, num_q_heads, head_dim = q.shape
@@ -718,7 +638,7 @@ def launch(
     columns = max(MIN_COLUMNS, triton.next_power_of_2(q_per_kv))
     block_d = max(16, triton.next_power_of_2(head_dim))
     # float32 multiplies in registers of its own.
-    small_states = k_cache.itemsize == 2 and columns * block_d <= MAX_STATE * 32 * how.num_warps
+    small_states = q.itemsize == 2 and columns * block_d <= MAX_STATE * 32 * how.num_warps
     one_chunk = how.programs_per_head >= how.max_chunks
     grid = (num_kv_heads, num_seqs, how.programs_per_head)
     width = 0
@@ -726,7 +646,7 @@ def launch(
         width = 32 if num_seqs <= 32 else max(256, triton.next_power_of_2(num_seqs))
         spare = max(1, min(num_seqs - 1, MAX_SPARE))
         grid = (num_kv_heads, num_seqs * how.programs_per_head + spare, 1)
-    out = torch.empty(q.shape, dtype=k_cache.dtype, device=q.device)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     partial = q.new_empty((num_seqs, num_q_heads, how.max_chunks, head_dim), dtype=torch.float32)
     maxima, sums = q.new_empty((2, num_seqs, num_q_heads, how.max_chunks), dtype=torch.float32)
     attention_decode_kernel[grid](
@@ -741,13 +661,6 @@ def launch(
         block_table,
         seq_lens,
         sinks,
-        new and new.k,
-        new and new.v,
-        new and new.q_norm,
-        new and new.k_norm,
-        new and new.cos_sin,
-        new and new.positions,
-        new and new.slot_mapping,
         scale * LOG2_E.value,
         0 if window is None else window,
         q.stride(0),
@@ -757,7 +670,6 @@ def launch(
         how.max_chunks,
         how.min_chunk,
         num_seqs,
-        new.eps if new else 0.0,
         Q_PER_KV=q_per_kv,
         HEAD_DIM=head_dim,
         K_STRIDES=k_cache.stride()[:3],
@@ -773,7 +685,7 @@ def launch(
         SEQUENCES=width,
         HAS_WINDOW=window is not None,
         HAS_SINKS=sinks is not None,
-        PRECISION="ieee" if k_cache.dtype == torch.float32 else "tf32",
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         OVERLAP=in_chain,
         TRIGGER=in_chain and overlap < 1,
         num_warps=how.num_warps,

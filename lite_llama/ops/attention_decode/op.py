@@ -17,7 +17,6 @@ from lite_llama.kernel_lib.checks import (
 )
 from lite_llama.ops.attention_decode import cpu, reference
 from lite_llama.ops.attention_decode.launch import Launch
-from lite_llama.ops.attention_decode.new_heads import NewHeads, admit, check_new
 
 
 def attention_decode(
@@ -32,7 +31,6 @@ def attention_decode(
     sinks: Tensor | None = None,
     overlap: float = -1.0,
     launch: Launch | None = None,
-    new: NewHeads | None = None,
 ) -> Tensor:
     """softmax(q kᵀ · scale) v over the seq_lens[i] cached tokens of each sequence.
 
@@ -44,13 +42,9 @@ def attention_decode(
     kernel behind it may start when this one begins (0) or ends (1): lengths, block table and all
     cached keys but each sequence's newest must be older than the kernel before. −1: a plain launch.
     `launch` says how the keys are split and tiled; None: as fits the problem.
-    With `new`, q is float32 as a product left it: queries and new keys are normed and turned, and
-    each sequence's key and value are written to the cache here (see `NewHeads`).
-    Returns q's shape, in the dtype of the caches.
+    Returns q's shape and dtype.
     """
-    _check_heads(q, k_cache, v_cache, k_cache if new else q)
-    if new is not None:
-        check_new(new, q, k_cache, v_cache)
+    _check_heads(q, k_cache, v_cache)
     check_rank("block_table", block_table, 2)
     check_shape("block_table", block_table, (q.shape[0], block_table.shape[1]))
     check_shape("seq_lens", seq_lens, (q.shape[0],))
@@ -64,7 +58,7 @@ def attention_decode(
         check_shape("sinks", sinks, (q.shape[1],))
         check_device("sinks", sinks, "q", q)
     if q.numel() == 0 or block_table.numel() == 0:
-        return torch.zeros(q.shape, dtype=k_cache.dtype, device=q.device)
+        return torch.zeros_like(q)
     arguments: dict[str, Any] = {
         "block_table": block_table,
         "seq_lens": seq_lens,
@@ -75,26 +69,21 @@ def attention_decode(
         from lite_llama.ops.attention_decode import kernel
 
         return kernel.attention_decode(
-            q, k_cache, v_cache, sinks=sinks, overlap=overlap, how=launch, new=new, **arguments
+            q, k_cache, v_cache, sinks=sinks, overlap=overlap, how=launch, **arguments
         )
-    if new is not None:
-        q = admit(new, q, k_cache, v_cache)
     if sinks is None:
         return cpu.attention_decode(q, k_cache, v_cache, **arguments)
     return reference.attention_decode(q, k_cache, v_cache, sinks=sinks, **arguments)
 
 
-def _check_heads(q: Tensor, k_cache: Tensor, v_cache: Tensor, like: Tensor) -> None:
-    """`like`: whose dtype the caches have."""
+def _check_heads(q: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     check_rank("q", q, 3)
     check_float_up_to_32("q", q)
     check_rank("k_cache", k_cache, 4)
     check_shape("v_cache", v_cache, tuple(k_cache.shape))
     for name, tensor in (("q", q), ("k_cache", k_cache), ("v_cache", v_cache)):
-        check_device(name, tensor, "q", q)
+        check_same(name, tensor, "q", q)
         check_unit_stride(name, tensor)
-    for name, tensor in (("k_cache", k_cache), ("v_cache", v_cache)):
-        check_same(name, tensor, "q" if like is q else "k_cache", like)
     check(
         k_cache.shape[3] == q.shape[2],
         lambda: f"k_cache has head_dim {k_cache.shape[3]}, expected {q.shape[2]} as q",

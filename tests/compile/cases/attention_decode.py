@@ -1,6 +1,5 @@
 import torch
 
-from lite_llama.ops import NewHeads
 from lite_llama.ops.attention_decode import kernel
 
 
@@ -12,21 +11,11 @@ def _decode(
     block_size: int = 16,
     num_seqs: int = 8,
     overlap: float = -1.0,
-    admits: bool = False,
 ) -> None:
     num_q_heads, num_kv_heads = heads
     cache = torch.empty(64, block_size, num_kv_heads, head_dim, dtype=dtype, device="meta")
-    shape = (num_seqs, num_q_heads + 2 * num_kv_heads, head_dim)
-    all_heads = torch.empty(shape, dtype=torch.float32 if admits else dtype, device="meta")
-    q, k, v = all_heads.split((num_q_heads, num_kv_heads, num_kv_heads), dim=1)
-    norm, places = (
-        cache.new_empty(head_dim),
-        torch.empty(num_seqs, dtype=torch.int64, device="meta"),
-    )
-    angles = torch.empty(64, head_dim, device="meta")
-    new = NewHeads(k, v, norm, norm, 1e-6, angles, places, places)
     kernel.attention_decode(
-        q if admits else q.contiguous(),
+        torch.empty(num_seqs, num_q_heads, head_dim, dtype=dtype, device="meta"),
         cache,
         torch.empty_like(cache),
         block_table=torch.empty(num_seqs, 8192 // block_size, dtype=torch.int32, device="meta"),
@@ -35,7 +24,6 @@ def _decode(
         window=None,
         sinks=None,
         overlap=overlap,
-        new=new if admits else None,
     )
 
 
@@ -43,9 +31,6 @@ CASES = {
     "32/8 64 bf16": lambda: _decode((32, 8), 64, torch.bfloat16),
     "32/8 64 bf16 one sequence": lambda: _decode((32, 8), 64, torch.bfloat16, num_seqs=1),
     "32/8 64 bf16 in the chain": lambda: _decode((32, 8), 64, torch.bfloat16, overlap=0.0),
-    "16/8 128 bf16 in the chain, new heads": lambda: _decode(
-        (16, 8), 128, torch.bfloat16, num_seqs=1, overlap=0.0, admits=True
-    ),
     "32/8 128 bf16": lambda: _decode((32, 8), 128, torch.bfloat16),
     "32/8 128 bf16 blocks of 256": lambda: _decode((32, 8), 128, torch.bfloat16, block_size=256),
     "12/2 128 bf16": lambda: _decode((12, 2), 128, torch.bfloat16),
