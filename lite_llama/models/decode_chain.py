@@ -1,4 +1,4 @@
-"""One token of a few sequences through the decoder in five fused kernels a layer.
+"""One token of a few sequences through the decoder in five or six fused kernels a layer.
 
 The same computation as `Decoder.forward` for a small batch of decoding sequences, rounded at the
 same places, as a chain of programmatic dependent launches: each kernel loads its first weights
