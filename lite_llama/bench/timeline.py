@@ -30,7 +30,7 @@ from lite_llama.engine.sampling_params import SamplingParams
 from lite_llama.errors import ConfigError, LiteLlamaError
 from lite_llama.kernel_lib.argmax_launch import choose_argmax
 from lite_llama.kernel_lib.gemv_launch import MAX_TOKENS
-from lite_llama.kernel_lib.gpu import gpu_spec
+from lite_llama.kernel_lib.gpu import GpuSpec, gpu_spec
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import ChainLaunches, settle_attention, weight_shapes
 from lite_llama.models.config import ModelConfig
@@ -38,6 +38,7 @@ from lite_llama.models.config import ModelConfig
 # Every module whose kernels wait for a kernel of the step before them.
 STAMPED_MODULES = (
     "lite_llama.kernel_lib.decode_gemv",
+    "lite_llama.kernel_lib.decode_ring",
     "lite_llama.ops.attention_decode.kernel",
     "lite_llama.ops.norm_rope_write.kernel",
     "lite_llama.ops.advance_greedy.kernel",
@@ -120,7 +121,7 @@ def record(preset: str, prompt_len: int, batch: int) -> tuple[list[Site], Tensor
     launches = settle_attention(
         launches, engine.model, (batch, decoder.dtype, max_kv_len), gpu_spec(engine.plan.device)
     )
-    sites = chain_sites(engine.model, launches, decoder.dtype.itemsize, batch)
+    sites = chain_sites(engine.model, launches, decoder.dtype, batch, gpu_spec(engine.plan.device))
     each = step_us(engine, prompt_len, batch)
     return sites, stamps.read_stamps(buffer), each
 
@@ -143,7 +144,7 @@ def step_us(engine: Engine, prompt_len: int, batch: int) -> float:
 
 
 def chain_sites(
-    config: ModelConfig, launches: ChainLaunches, itemsize: int, batch: int
+    config: ModelConfig, launches: ChainLaunches, dtype: torch.dtype, batch: int, gpu: GpuSpec
 ) -> list[Site]:
     """What a greedy step of `batch` sequences launches that takes stamps, in order.
 
@@ -159,9 +160,14 @@ def chain_sites(
             raise ConfigError(f"{site} is a plain launch, which takes no stamp; tune it again")
         blocks, columns = shapes[site]
         rows = 2 * blocks if site in ("qkv", "gate_up") else blocks
+        rotates = site == "qkv" and not config.qk_norm
         if site == "qkv" and config.qk_norm:
             blocks = rows
-        return Site(site, layer, -(-blocks // how.block_n), rows * columns * itemsize)
+        groups = 1 if rotates else how.num_groups(blocks, columns)
+        if how.is_ring(columns, dtype, gpu) and not rotates and site not in ("o", "down"):
+            groups = how.ring_groups(columns)
+        programs = -(-blocks // (how.block_n * groups))
+        return Site(site, layer, programs, rows * columns * dtype.itemsize)
 
     num_heads = batch * (config.num_q_heads + 2 * config.num_kv_heads)
     attention = batch * config.num_kv_heads * launches.attention.programs_per_head

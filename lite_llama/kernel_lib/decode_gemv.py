@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from lite_llama.kernel_lib.decode_ring import run_ring
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import gpu_spec
 
@@ -385,8 +386,11 @@ def run_single(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> None:
-    """Launch `single_kernel`: x [M, K], weight [N, K], y [M, N]."""
+    """Launch `single_kernel` or `ring_kernel`: x [M, K], weight [N, K], y [M, N]."""
     num_rows, num_columns = weight.shape
+    if how.is_ring(num_columns, weight.dtype, gpu_spec(x.device)):
+        run_ring(x, weight, y, how, norm=norm, eps=eps, bias=bias, residual=residual)
+        return
     groups = how.num_groups(num_rows, num_columns)
     single_kernel[(triton.cdiv(num_rows, how.block_n * groups),)](
         x,

@@ -1,6 +1,9 @@
 """How a product of a few tokens with a weight matrix is launched."""
 
+import math
 from dataclasses import dataclass
+
+import torch
 
 from lite_llama.kernel_lib.gpu import GpuSpec
 
@@ -15,10 +18,11 @@ class GemvLaunch:
     `num_stages` 0: tiles pass through registers, a multiplication for each token; n > 0: through
     shared memory, n tiles in flight, to the tensor cores.
     `overlap` in [0, 1]: the next kernel may start when this share of a program's tiles is loaded;
-    −1: a plain launch that no kernel overlaps. `preload`: the first tile is loaded before the wait.
+    −1: a plain launch that no kernel overlaps. `preload`: the first tile is loaded before the wait;
+    of those in shared memory all that are in flight, where `is_ring`.
     `prefetch` in [0, 1]: the share of a program's tiles asked into L2 before the wait.
-    `groups` of rows a program, where a tile holds whole rows in registers: one is on its way while
-    the one before it is multiplied, and all share what is made of x.
+    `groups` of rows a program, where a tile holds whole rows in registers, or of a ring: one is on
+    its way while the one before it is multiplied, and all share what is made of x.
     """
 
     block_n: int
@@ -34,6 +38,22 @@ class GemvLaunch:
         """Groups that a program has of a weight of `num_rows` rows (or row pairs)."""
         fits = num_rows % (self.block_n * self.groups) == 0
         return self.groups if self.num_stages == 0 and num_columns <= self.block_k and fits else 1
+
+    def is_ring(self, num_columns: int, dtype: torch.dtype, gpu: GpuSpec) -> bool:
+        """Whether tiles are in shared memory before the wait (`decode_ring`, written in Gluon)."""
+        return (
+            self.num_stages > 0
+            and self.preload
+            and dtype.itemsize == 2
+            and num_columns % self.block_k == 0
+            and self.block_k in (32 * self.num_warps, 64 * self.num_warps)
+            and gpu.compiles
+        )
+
+    def ring_groups(self, num_columns: int) -> int:
+        """Groups that a program of a ring has: the ring begins anew with each."""
+        tiles = num_columns // self.block_k
+        return self.groups if tiles % min(self.num_stages, tiles) == 0 else 1
 
     def constants(self, num_columns: int, gpu: GpuSpec) -> dict[str, int]:
         """Constants of a kernel that calls `products` on a weight of `num_columns` columns."""
@@ -52,7 +72,9 @@ class GemvLaunch:
         }
 
 
-def choose_gemv(num_rows: int, num_columns: int, num_tokens: int) -> GemvLaunch:
+def choose_gemv(
+    num_rows: int, num_columns: int, num_tokens: int, *, pairs: bool = False
+) -> GemvLaunch:
     """Launch for a weight of `num_rows` rows (or row pairs) and `num_columns` columns; pure.
 
     Found on one H200 by search over whole chains of Llama-3.2-1B in bf16 (torch 2.11, Triton 3.6;
@@ -60,15 +82,17 @@ def choose_gemv(num_rows: int, num_columns: int, num_tokens: int) -> GemvLaunch:
     two rows where there are many; eight for a head.
     """
     widest = 1 << (num_columns - 1).bit_length()
+    if num_tokens > 2 and num_columns % 256 == 0:
+        return _choose_ring(num_rows * (2 if pairs else 1), num_columns, pairs=pairs)
     if num_tokens > 2:
         # Found by `lite-llama tune` at 8 tokens: 1.53 -> 0.98 ms a step.
         if num_rows >= 65536:
-            return GemvLaunch(64, min(widest, 128), 8, num_stages=4)
+            return GemvLaunch(64, min(widest, 128), 8, num_stages=4, preload=False)
         if num_columns >= 4 * num_rows:
-            return GemvLaunch(16, min(widest, 256), 2, num_stages=6)
+            return GemvLaunch(16, min(widest, 256), 2, num_stages=6, preload=False)
         if num_rows <= 4096:
-            return GemvLaunch(16, min(widest, 256), 2, num_stages=4)
-        return GemvLaunch(16, min(widest, 128), 2, num_stages=5)
+            return GemvLaunch(16, min(widest, 256), 2, num_stages=4, preload=False)
+        return GemvLaunch(16, min(widest, 128), 2, num_stages=5, preload=False)
     if num_tokens == 2:
         # 1.02 -> 0.89 ms a step.
         if num_rows >= 65536:
@@ -86,3 +110,15 @@ def choose_gemv(num_rows: int, num_columns: int, num_tokens: int) -> GemvLaunch:
     if num_rows <= 4096:
         return GemvLaunch(1, min(widest, 1024), 1)
     return GemvLaunch(2, min(widest, 1024), 4)
+
+
+def _choose_ring(num_rows: int, num_columns: int, *, pairs: bool) -> GemvLaunch:
+    """Tiles of 16 rows; two programs an SM, which own as many groups of them as there are."""
+    # 8 tokens of Llama-3.2-1B on an H200: all products 0.81 -> 0.69 ms (docs/lab/decode_chain.md).
+    block_k, num_warps = (512 if num_columns % 512 == 0 else 256), 8
+    if num_columns > 3072 and num_columns % 1024 == 0 and (pairs or num_rows >= 65536):
+        block_k, num_warps = 1024, 16  # x, which is normed, stays in the registers of more threads
+    tiles = num_columns // block_k
+    groups = 1 << round(math.log2(max(1.0, num_rows / (16 * 264))))
+    stages = 8 if groups == 1 and tiles >= 8 else max(n for n in (1, 2, 3, 4) if tiles % n == 0)
+    return GemvLaunch(8 if pairs else 16, block_k, num_warps, num_stages=stages, groups=groups)

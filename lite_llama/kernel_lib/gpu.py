@@ -7,6 +7,7 @@ import torch
 
 _KIB = 1024
 _MIB = 1024 * 1024
+_INTERPRETED = "Triton interpreter"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class GpuSpec:
         return self.capability >= (9, 0)
 
     @property
+    def compiles(self) -> bool:
+        """Whether kernels are compiled for it: Gluon has no interpreter."""
+        return self.name != _INTERPRETED
+
+    @property
     def slug(self) -> str:
         """The name as a file name."""
         return slug(self.name)
@@ -41,7 +47,7 @@ H200 = GpuSpec("NVIDIA H200", (9, 0), 132, 50 * _MIB, 227 * _KIB)
 B200 = GpuSpec("NVIDIA B200", (10, 0), 148, 126 * _MIB, 227 * _KIB)
 RTX_5090 = GpuSpec("NVIDIA GeForce RTX 5090", (12, 0), 170, 96 * _MIB, 99 * _KIB)
 # Triton's interpreter runs one program after another: few SMs keep the grids of tests small.
-INTERPRETER = GpuSpec("Triton interpreter", (9, 0), 4, 1 * _MIB, 227 * _KIB)
+INTERPRETER = GpuSpec(_INTERPRETED, (9, 0), 4, 1 * _MIB, 227 * _KIB)
 
 
 def gpu_spec(device: torch.device) -> GpuSpec:

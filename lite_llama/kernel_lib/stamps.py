@@ -31,7 +31,9 @@ def _store(before, after):
     program = tl.program_id(0) + tl.num_programs(0) * program
     every = tl.cdiv(count, NUM_PLACES)
     line = (after >> TICK_BITS) & (NUM_TICKS - 1)
-    place_ptr = tl.full((), _ADDRESS, tl.int64).to(tl.pointer_type(tl.int64))
+    # In this way, as Gluon makes no number without a layout.
+    address = program.to(tl.int64) * 0 + _ADDRESS
+    place_ptr = address.to(tl.pointer_type(tl.int64))
     place_ptr += (line * NUM_PLACES + program // every) * 2
     kept = program % every == 0
     tl.store(place_ptr, after, mask=kept)

@@ -1,7 +1,7 @@
 """How each kernel of the decode chain is launched: as fits the shape, or as a table says; pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import dtype
@@ -14,6 +14,8 @@ from lite_llama.models.config import ModelConfig
 from lite_llama.ops.attention_decode.launch import Launch as AttentionLaunch
 from lite_llama.ops.attention_decode.launch import Problem
 from lite_llama.ops.attention_decode.launch import choose_launch as choose_attention
+
+_PRODUCTS = ("qkv", "o", "gate_up", "down", "head")
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,21 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
     """Launches for a model and batch size on any GPU; pure."""
     # Where the next kernel may start: see docs/tuning.md.
-    overlap = 0.0 if num_tokens <= 2 else 0.5
-    products = {
-        site: replace(choose_gemv(*shape, num_tokens), overlap=overlap)
-        for site, shape in weight_shapes(config).items()
-    }
+    products = {}
+    for site, shape in weight_shapes(config).items():
+        pairs = site == "gate_up" or (site == "qkv" and not config.qk_norm)
+        product = choose_gemv(*shape, num_tokens, pairs=pairs)
+        products[site] = replace(product, overlap=0.0 if product.preload else 0.5)
     if num_tokens <= 2:
         products["qkv"] = replace(products["qkv"], overlap=1.0)
-    else:
-        products["qkv"] = GemvLaunch(32, 128, 8, num_stages=4, overlap=0.6)
+    overlap = products["down"].overlap
     num_rows, num_columns = weight_shapes(config)["down"]
     if num_tokens == 1 and num_columns >= 4 * num_rows:
         # Whole rows by many warps: Qwen2.5-0.5B on an H100 0.568 -> 0.504 ms a step, and what
         # tuning found for three of four models there.
         widest = 1 << (num_columns - 1).bit_length()
         products["down"] = GemvLaunch(4, min(widest, 4096), 16, overlap=overlap)
-    # Tiles that tensor cores take by shared memory are not loaded early, and a program of o that
-    # waits with them keeps one of attention off its SM: 0.982 -> 0.921 ms a step at 8 tokens.
+    # A program of o that waits with its tiles in shared memory keeps one of attention off its SM.
     attention_overlap = 0.0 if num_tokens <= 2 else 1.0
     # On an H200 0.739 -> 0.734 ms a step for one token, 1.034 -> 1.012 for eight; two lose 4 %, as
     # loads on their way need the cache that is left.
@@ -162,15 +162,20 @@ def without_overlap(launches: ChainLaunches) -> ChainLaunches:
 
 
 def without_early_loads(launches: ChainLaunches) -> ChainLaunches:
-    """Every kernel a dependent launch, none of whose products loads weights before its wait."""
-    changed = _with(launches, overlap=0.0, preload=False, prefetch=0.0)
+    """Every kernel a dependent launch, none of whose products loads weights before its wait.
+
+    But for rings in shared memory, whose loads before it are what they are.
+    """
+    changed = _with(launches, overlap=0.0, prefetch=0.0)
+    registers = {
+        site: replace(product, preload=False)
+        for site in _PRODUCTS
+        if (product := getattr(changed, site)).num_stages == 0
+    }
+    changed = replace(changed, **registers)
     return replace(changed, attention_overlap=0.0, carveout=-1)
 
 
 def _with(launches: ChainLaunches, **changes: float) -> ChainLaunches:
-    products = {
-        field.name: replace(value, **changes)  # type: ignore[arg-type]
-        for field in fields(launches)
-        if isinstance(value := getattr(launches, field.name), GemvLaunch)
-    }
-    return replace(launches, **products)  # type: ignore[arg-type]
+    products = {site: replace(getattr(launches, site), **changes) for site in _PRODUCTS}
+    return replace(launches, **products)

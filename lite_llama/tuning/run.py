@@ -136,7 +136,7 @@ def _tune_batch(
         console.print(f"going on after {', '.join(state.done)}: {progress}")
     meter = ChainMeter(engine, size, contexts, compiler.refused)
     meter.calibrate(start)
-    space = Space(engine.model, size, dtype.itemsize, gpu)
+    space = Space(engine.model, size, dtype, gpu)
 
     def save(state: State) -> None:
         report.write_progress(progress, search_key, state)

@@ -1,8 +1,11 @@
 """What may be tried at each site of the chain; pure."""
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any
+
+import torch
 
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import GpuSpec
@@ -30,6 +33,7 @@ _VALUES_PER_THREAD = {1: (16, 32, 64), 2: (16, 32), 4: (16,)}
 _GROUPS, _WHOLE_ROW = (2, 4, 8), 8192
 # Bytes of weight tiles in flight through shared memory, a program.
 _BYTES_IN_FLIGHT = (16 << 10, 100 << 10)
+_RING_BYTES = (48 << 10, 132 << 10)
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,11 @@ def put(chain: ChainLaunches, site: str, value: Site) -> ChainLaunches:
 
 @dataclass(frozen=True)
 class Space:
-    """Candidates for one model, batch size and GPU; `element_bytes` of a weight."""
+    """Candidates for one model, batch size and GPU; `dtype` of weights and activations."""
 
     config: ModelConfig
     num_tokens: int
-    element_bytes: int
+    dtype: torch.dtype
     gpu: GpuSpec
 
     def identity(self, site: str, value: Site) -> Hashable:
@@ -89,6 +93,10 @@ class Space:
         if value.overlap < 0 or not self.gpu.has_pdl:
             value = replace(value, overlap=-1.0, preload=True, prefetch=0.0)
         shape = weight_shapes(self.config)[site]
+        if value.is_ring(shape[1], self.dtype, self.gpu):
+            # A ring's successor may start at once, or when the last tile is on its way.
+            value = replace(value, overlap=min(1.0, math.ceil(value.overlap)), prefetch=0.0)
+            return astuple(replace(value, groups=value.ring_groups(shape[1])))
         constants = value.constants(shape[1], self.gpu)
         return value.block_n, value.num_groups(*shape), tuple(sorted(constants.items()))
 
@@ -132,7 +140,8 @@ class Space:
         rows_each = 2 if pairs else 1
         for block_n, block_k, num_warps in self._register_tiles(num_rows, widest, rows_each):
             tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps, groups=1)
-            tile = tile if value.num_stages == 0 else replace(tile, num_stages=0, prefetch=0.0)
+            if value.num_stages:
+                tile = replace(tile, num_stages=0, preload=True, prefetch=0.0)
             yield tile
             # Programs of qkv own rotary pairs, whose rows are not neighbours.
             if site != "qkv" and num_columns <= block_k <= _WHOLE_ROW and self.num_tokens <= 2:
@@ -140,11 +149,37 @@ class Space:
                 yield from (one for one in more if one.num_groups(num_rows, num_columns) > 1)
         if self.num_tokens == 1:
             return
+        rings = list(self._rings(site, value, num_rows * rows_each, rows_each))
+        yield from rings
+        if rings:
+            return
         for block_n, block_k, num_warps, stages in self._shared_tiles(widest, rows_each):
             tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps, groups=1)
             if value.num_stages == 0:
                 tile = replace(tile, prefetch=1.0)
-            yield replace(tile, num_stages=stages)
+            yield replace(tile, num_stages=stages, preload=False)
+
+    def _rings(
+        self, site: str, value: GemvLaunch, num_rows: int, rows_each: int
+    ) -> Iterator[GemvLaunch]:
+        num_columns = weight_shapes(self.config)[site][1]
+        for rows in (16, 32):
+            # Programs for two on each SM, and half or twice as many.
+            filling = max(1, num_rows // (rows * 2 * self.gpu.num_sms))
+            counts = {1 << max(0, filling.bit_length() + i) for i in (-1, 0, 1)}
+            # What adds a bias or a residual, or rotates, owns one set of rows.
+            groups = sorted(counts) if site in ("gate_up", "head") else [1]
+            for block_k, num_warps in ((256, 8), (512, 8), (512, 16), (1024, 16)):
+                for stages in (2, 3, 4, 6, 8):
+                    in_flight = rows * block_k * stages * self.dtype.itemsize
+                    if not _RING_BYTES[0] <= in_flight <= _RING_BYTES[1]:
+                        continue
+                    ring = replace(
+                        value, block_n=rows // rows_each, block_k=block_k, num_warps=num_warps,
+                        num_stages=stages, overlap=0.0, preload=True, prefetch=0.0,
+                    )  # fmt: skip
+                    if ring.is_ring(num_columns, self.dtype, self.gpu):
+                        yield from (replace(ring, groups=count) for count in groups)
 
     def _register_tiles(
         self, num_rows: int, widest: int, rows_each: int
@@ -162,7 +197,7 @@ class Space:
         most = min(_BYTES_IN_FLIGHT[1], self.gpu.shared_bytes_per_block)
         for rows in (16, 32, 64):
             for block_k in (128, 256, 512):
-                tile_bytes = rows * block_k * self.element_bytes
+                tile_bytes = rows * block_k * self.dtype.itemsize
                 for stages in (4, 6):
                     if block_k > widest or not _BYTES_IN_FLIGHT[0] <= tile_bytes * stages <= most:
                         continue

@@ -58,6 +58,9 @@ END = {
 STEP_US = 16 * LAYER_US + 135.0
 
 
+BF16 = torch.bfloat16
+
+
 def _config(preset: str) -> ModelConfig:
     metadata = find_preset(preset)
     return find_family("hf", metadata).read_hf_config(metadata)
@@ -72,7 +75,7 @@ def _sites(config: ModelConfig) -> list[Site]:
         head=replace(launches.head, block_n=4),
     )
     problem = (1, torch.bfloat16, 131072)
-    return chain_sites(config, settle_attention(launches, config, problem, H200), 2, 1)
+    return chain_sites(config, settle_attention(launches, config, problem, H200), BF16, 1, H200)
 
 
 LLAMA = _config("llama-3.2-1b")
@@ -192,7 +195,7 @@ def test_sites_are_what_the_chain_launches(
         logits = decode_chain.forward(decoder, inputs, cache, launches)
         ops.advance_greedy(logits, fields, fields[:2].clone())
     # The embedding before takes no stamp.
-    want = [site.programs for site in chain_sites(config, launches, 2, batch)]
+    want = [site.programs for site in chain_sites(config, launches, BF16, batch, H200)]
     assert launched[1:] == want
 
 
@@ -201,7 +204,7 @@ def test_a_plain_launch_in_the_chain_is_refused() -> None:
     launches = settle_attention(launches, LLAMA, (1, torch.bfloat16, 4096), H200)
     plain = replace(launches, gate_up=replace(launches.gate_up, overlap=-1.0))
     with pytest.raises(ConfigError, match="gate_up is a plain launch"):
-        chain_sites(LLAMA, plain, 2, 1)
+        chain_sites(LLAMA, plain, BF16, 1, H200)
 
 
 def test_every_module_with_a_wait_takes_stamps() -> None:

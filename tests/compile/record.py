@@ -124,6 +124,7 @@ def compile_launch(function: Any, args: Any, kwargs: Any, arch: str) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
+    from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
     from triton.runtime.jit import create_function_from_signature
 
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
@@ -133,7 +134,8 @@ def compile_launch(function: Any, args: Any, kwargs: Any, arch: str) -> Any:
     options, signature, constants, attributes = function._pack_args(
         backend, rest, bound, specialization, rest
     )
-    source = ASTSource(function, signature, constants, attributes)
+    kind = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
+    source = kind(function, signature, constants, attributes)
     return triton.compile(source, target=target, options=options.__dict__)
 
 

@@ -19,8 +19,7 @@ def test_weights_are_loaded_before_the_wait_and_activations_after() -> None:
     for name, kernel in found.items():
         before, after = set(kernel["before"]), set(kernel["after"])
         assert before <= WEIGHTS | INPUTS, name
-        if "eight tokens" not in name:  # whose best launches begin after the wait
-            assert before & {"w_ptr", "q_norm_ptr"}, f"{name} loads no weight before it waits"
+        assert before & {"w_ptr", "q_norm_ptr"}, f"{name} loads no weight before it waits"
         assert after & ACTIVATIONS, name
     for name, kernel in {**found, CHAINED_ATTENTION: attention}.items():
         in_machine_code, in_ptx = kernel["loads"]

@@ -15,13 +15,18 @@ _LAUNCHES = [
     (2, GemvLaunch(2, 4096, 8, overlap=0.0, preload=False, groups=4)),
     (3, GemvLaunch(8, 128, 4, overlap=1.0, prefetch=0.5)),
     (4, GemvLaunch(4, 512, 2)),
-    (4, GemvLaunch(16, 64, 4, num_stages=3, overlap=0.0, prefetch=1.0)),
-    (8, GemvLaunch(32, 32, 2, num_stages=2, overlap=0.6)),
+    (4, GemvLaunch(16, 64, 4, num_stages=3, overlap=0.0, preload=False, prefetch=1.0)),
+    (8, GemvLaunch(32, 32, 2, num_stages=2, overlap=0.6, preload=False)),
+    # Compiled, these are rings.
+    (3, GemvLaunch(16, 64, 2, num_stages=3, overlap=0.0)),
+    (5, GemvLaunch(16, 512, 8, num_stages=4, overlap=0.0)),
+    (8, GemvLaunch(16, 64, 1, num_stages=3, overlap=0.6, groups=2)),
 ]
 
 
 def _named(num_tokens: int, launch: GemvLaunch) -> object:
     how = f"{launch.num_stages} stages" if launch.num_stages else "registers"
+    how += "" if launch.preload else "-late"
     how += f"-{launch.groups} groups" if launch.groups > 1 else ""
     return pytest.param(
         num_tokens, launch, id=f"{num_tokens}-{launch.block_n}x{launch.block_k}-{how}"

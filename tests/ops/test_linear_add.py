@@ -13,7 +13,8 @@ from tests.ops.tolerances import GEMM
 @pytest.mark.parametrize("dtype", DTYPES)
 @over_launches
 @pytest.mark.parametrize(
-    ("rows", "columns", "biased"), [(64, 64, False), (37, 576, True), (16, 2880, False)]
+    ("rows", "columns", "biased"),
+    [(64, 64, False), (37, 576, True), (16, 2880, False), (40, 1024, True)],
 )
 def test_residual_and_product_add_up(
     device: torch.device,

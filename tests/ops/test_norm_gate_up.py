@@ -12,7 +12,7 @@ from tests.ops.tolerances import FUSED
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @over_launches
-@pytest.mark.parametrize(("inter", "hidden"), [(32, 64), (33, 576), (8, 2880)])
+@pytest.mark.parametrize(("inter", "hidden"), [(32, 64), (33, 576), (8, 2880), (20, 1024)])
 def test_gated_products_equal_the_reference(
     device: torch.device,
     dtype: torch.dtype,

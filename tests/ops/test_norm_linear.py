@@ -12,7 +12,7 @@ from tests.ops.tolerances import FUSED
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @over_launches
-@pytest.mark.parametrize(("rows", "hidden"), [(64, 64), (37, 576), (16, 2880)])
+@pytest.mark.parametrize(("rows", "hidden"), [(64, 64), (37, 576), (16, 2880), (70, 1024)])
 def test_logits_equal_the_reference(
     device: torch.device,
     dtype: torch.dtype,

@@ -23,7 +23,7 @@ def start(num_tokens: int = 1) -> ChainLaunches:
 
 
 def space(num_tokens: int = 1) -> Space:
-    return Space(CONFIG, num_tokens, 2, H200)
+    return Space(CONFIG, num_tokens, torch.bfloat16, H200)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lite_llama.kernel_lib.decode_gemv import load_early, pair_rows, products, split_pairs, wait
+from lite_llama.kernel_lib.decode_ring import run_ring
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 from lite_llama.kernel_lib.gpu import gpu_spec
 
@@ -54,8 +55,11 @@ def norm_gate_up(
     x: Tensor, norm: Tensor, weight: Tensor, eps: float, launch: GemvLaunch | None
 ) -> Tensor:
     inter, num_columns = weight.shape[0] // 2, weight.shape[1]
-    how = launch or choose_gemv(inter, num_columns, len(x))
+    how = launch or choose_gemv(inter, num_columns, len(x), pairs=True)
     y = torch.empty((len(x), inter), dtype=x.dtype, device=x.device)
+    if how.is_ring(num_columns, weight.dtype, gpu_spec(x.device)):
+        run_ring(x, weight, y, how, norm=norm, eps=eps, span=inter)
+        return y
     groups = how.num_groups(inter, num_columns)
     norm_gate_up_kernel[(triton.cdiv(inter, how.block_n * groups),)](
         x,

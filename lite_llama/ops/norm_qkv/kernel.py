@@ -13,6 +13,7 @@ from lite_llama.kernel_lib.decode_gemv import (
     split_pairs,
     wait,
 )
+from lite_llama.kernel_lib.decode_ring import run_ring
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 from lite_llama.kernel_lib.gpu import gpu_spec
 
@@ -109,8 +110,14 @@ def norm_qkv(
     num_rows, num_columns = weight.shape
     num_kv_heads, head_dim = k_cache.shape[2:]
     num_q_heads = num_rows // head_dim - 2 * num_kv_heads
-    how = launch or choose_gemv(num_rows // 2, num_columns, len(x))
+    how = launch or choose_gemv(num_rows // 2, num_columns, len(x), pairs=True)
     q = torch.empty((len(x), num_q_heads, head_dim), dtype=x.dtype, device=x.device)
+    if how.is_ring(num_columns, weight.dtype, gpu_spec(x.device)):
+        run_ring(
+            x, weight, q, how, norm=norm, eps=eps, bias=bias, span=head_dim // 2,
+            rotation=(cos_sin, positions, slot_mapping), caches=(k_cache, v_cache),
+        )  # fmt: skip
+        return q
     norm_qkv_kernel[(triton.cdiv(num_rows // 2, how.block_n),)](
         x,
         norm,

@@ -22,7 +22,7 @@ def _norm_gate_up(
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.bfloat16, device="meta")
 
-    launch = replace(launch or choose_gemv(inter, hidden, tokens), overlap=0.0)
+    launch = replace(launch or choose_gemv(inter, hidden, tokens, pairs=True), overlap=0.0)
     kernel.norm_gate_up(
         empty(tokens, hidden), empty(hidden), empty(2 * inter, hidden), 1e-5, launch
     )

@@ -32,5 +32,5 @@ def _norm_qkv(
         k_cache=cache,
         v_cache=cache,
         slot_mapping=empty(tokens, dtype=torch.int64),
-        launch=replace(choose_gemv(rows // 2, hidden, tokens), overlap=0.0),
+        launch=replace(choose_gemv(rows // 2, hidden, tokens, pairs=True), overlap=0.0),
     )
