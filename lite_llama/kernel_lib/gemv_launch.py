@@ -1,7 +1,7 @@
 """How a product of a few tokens with a weight matrix is launched."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -56,7 +56,17 @@ class GemvLaunch:
         return self.groups if tiles % min(self.num_stages, tiles) == 0 else 1
 
     def constants(self, num_columns: int, gpu: GpuSpec) -> dict[str, int]:
-        """Constants of a kernel that calls `products` on a weight of `num_columns` columns."""
+        """Constants of a kernel that calls `products` on a weight of `num_columns` columns.
+
+        What would be a ring where that fits runs with smaller tiles here: a float32 takes twice
+        the shared memory.
+        """
+        if self.num_stages > 0 and self.preload:
+            smaller = replace(
+                self, block_k=min(self.block_k, 128), num_warps=min(self.num_warps, 4),
+                num_stages=min(self.num_stages, 4), preload=False,
+            )  # fmt: skip
+            return smaller.constants(num_columns, gpu)
         tiles = -(-num_columns // self.block_k)
         overlap = self.overlap >= 0 and gpu.has_pdl
         return {

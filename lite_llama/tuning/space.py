@@ -28,7 +28,7 @@ NEIGHBOURS = (
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _CARVEOUTS = (-1, 28, 43, 57, 72, 86, 100)
 # Values a thread holds of a tile in registers: fewer leave the loads short, more spill.
-_VALUES_PER_THREAD = {1: (16, 32, 64), 2: (16, 32), 4: (16,)}
+_VALUES_PER_THREAD = {1: (16, 32, 64), 2: (16, 32)}
 # Groups of rows of a program whose tiles hold whole rows, of at most so many columns.
 _GROUPS, _WHOLE_ROW = (2, 4, 8), 8192
 # Bytes of weight tiles in flight through shared memory, a program.

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 
 import pytest
+import torch
 
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
-from lite_llama.kernel_lib.gpu import A100
+from lite_llama.kernel_lib.gpu import A100, H200, INTERPRETER
 from lite_llama.models.chain_launches import weight_shapes, without_early_loads, without_overlap
 from lite_llama.tuning.space import SITES, Carveout, arithmetic, describe, get, put
 from tests.tuning.fakes import CONFIG, space, start
@@ -31,11 +32,11 @@ def test_splits_of_an_sm_matter_where_kernels_overlap() -> None:
     assert [describe(one) for one in tiles[:2]] == ["72 % shared", "as the driver chooses"]
 
 
-def test_tensor_core_tiles_are_for_batches_and_register_tiles_for_up_to_four() -> None:
+def test_tensor_core_tiles_are_for_batches_and_register_tiles_for_up_to_two() -> None:
     stages = {
         n: {bool(tile.num_stages) for tile in space(n).tiles("o", start(n).o)} for n in (1, 2, 4, 8)
     }
-    assert stages == {1: {False}, 2: {False, True}, 4: {False, True}, 8: {True}}
+    assert stages == {1: {False}, 2: {False, True}, 4: {True}, 8: {True}}
 
 
 def test_qkv_of_a_model_with_head_norms_has_rows_and_no_pairs() -> None:
@@ -72,6 +73,21 @@ def test_every_mode_is_reached_from_a_tile() -> None:
     assert modes == {
         (-1.0, True, 0.0), (0.0, False, 0.0), (0.0, True, 0.0), (0.0, False, 1.0), (0.0, True, 1.0),
     }  # fmt: skip
+
+
+def test_a_ring_starts_its_successor_at_once_or_at_the_end() -> None:
+    ring = GemvLaunch(16, 512, 8, num_stages=4, overlap=0.0)
+    shape = weight_shapes(CONFIG)["o"]
+    assert ring.is_ring(shape[1], torch.bfloat16, H200)
+    ratios = [replace(ring, overlap=ratio) for ratio in (-1.0, 0.0, 0.2, 1.0)]
+    assert space(8).distinct("o", ratios) == ratios[:3]
+    assert space(8).distinct("o", [ring, replace(ring, prefetch=1.0)]) == [ring]
+    everything = space(8).tiles("o", ring)
+    assert all(isinstance(one, GemvLaunch) and one.preload for one in everything)
+    # In float32 there are none, nor for columns that no tile divides.
+    assert not ring.is_ring(shape[1], torch.float32, H200)
+    assert not ring.is_ring(shape[1] + 64, torch.bfloat16, H200)
+    assert not ring.is_ring(shape[1], torch.bfloat16, INTERPRETER)
 
 
 @dataclass(frozen=True)
@@ -116,6 +132,8 @@ def test_groups_are_of_whole_rows_and_fit_the_weight() -> None:
         assert bool(grouped) == (site != "qkv"), site
         assert all(one.num_groups(*shape) == one.groups for one in grouped)
         assert {one.block_k for one in grouped} <= {1 << (shape[1] - 1).bit_length()}
-    eight = space(8).tiles("gate_up", get(start(8), "gate_up"))
-    assert all(one.groups == 1 for one in eight if isinstance(one, GemvLaunch))
+    for site in weight_shapes(CONFIG):
+        rings = space(8).tiles(site, get(start(8), site))
+        counts = {one.groups for one in rings if isinstance(one, GemvLaunch)}
+        assert (counts == {1}) == (site in ("qkv", "o", "down")), site
     assert "4 groups" in describe(GemvLaunch(1, 2048, 4, groups=4))
