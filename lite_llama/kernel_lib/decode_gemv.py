@@ -195,13 +195,9 @@ def _total(sums):
     """[rows, tokens]: sums [rows, columns] of each token, over the columns."""
     if len(sums) == 1:
         y = tl.sum(sums[0], 1)[:, None]
-    elif len(sums) == 2:
-        y = tl.join(tl.sum(sums[0], 1), tl.sum(sums[1], 1))
     else:
-        tl.static_assert(len(sums) == 4, "in registers: at most four tokens")
-        even = tl.join(tl.sum(sums[0], 1), tl.sum(sums[2], 1))
-        odd = tl.join(tl.sum(sums[1], 1), tl.sum(sums[3], 1))
-        y = tl.join(even, odd).reshape(sums[0].shape[0], 4)
+        tl.static_assert(len(sums) == 2, "in registers: one token or two")
+        y = tl.join(tl.sum(sums[0], 1), tl.sum(sums[1], 1))
     return y
 
 

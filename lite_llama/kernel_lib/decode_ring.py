@@ -12,6 +12,8 @@ warps is one pass through shared memory at the end. With GROUPS a program owns s
 the ring goes on from one to the next, and x is normed once.
 """
 
+from dataclasses import replace
+
 import triton
 from torch import Tensor
 from triton.experimental import gluon
@@ -25,6 +27,8 @@ from lite_llama.kernel_lib.gpu import gpu_spec
 TOKENS = gl.constexpr(8)
 # Tiles of x that are on their way before the first is needed, where no norm needs all of them.
 _TILES_AHEAD = gl.constexpr(8)
+# Shared memory for the sums over warps, and what the driver keeps.
+_OTHER_BYTES = 8 << 10
 
 
 @gluon.constexpr_function
@@ -112,17 +116,9 @@ def _copy(buffer, tile_ptr):
 
 
 @gluon.jit
-def _load_x(x_tile_ptr, tokens, M: gl.constexpr):
-    """A tile of x; tokens beyond M are 0."""
-    if M == TOKENS:
-        return gl.load(x_tile_ptr)
-    return gl.load(x_tile_ptr, mask=tokens[None, None, :] < M, other=0.0)
-
-
-@gluon.jit
 def _sums_of_group(
-    group, tile_ptr, next_ptr, buffers, xs, x_tile_ptr, tokens,
-    M: gl.constexpr, ROWS: gl.constexpr, BLOCK_K: gl.constexpr, TILES: gl.constexpr,
+    group, tile_ptr, next_ptr, buffers, xs, x_tile_ptr,
+    ROWS: gl.constexpr, BLOCK_K: gl.constexpr, TILES: gl.constexpr,
     GROUPS: gl.constexpr, OVERLAP: gl.constexpr, TRIGGER: gl.constexpr,
 ):  # fmt: skip
     """Partial sums [num_warps, ROWS, TOKENS]; the ring is filled with what comes next."""
@@ -145,7 +141,7 @@ def _sums_of_group(
             if group + 1 == GROUPS:
                 gdc_launch_dependents()
         if len(xs) < TILES:
-            xs += (_load_x(x_tile_ptr + len(xs) * BLOCK_K, tokens, M),)
+            xs += (gl.load(x_tile_ptr + len(xs) * BLOCK_K),)
         sums = mma_v2(tile, xs[t], sums)
     return sums
 
@@ -210,8 +206,9 @@ def ring_kernel(
             second_bias = gl.load(bias_ptr + first_rows + SPAN, mask=rows < NUM_OUT, other=0.0)
     if NUM_Q > 0:
         gl.static_assert(GROUPS == 1)
-        slot = gl.load(slots_ptr + out_tokens, mask=out_tokens < M, other=-1).to(gl.int64)
-        position = gl.load(positions_ptr + out_tokens, mask=out_tokens < M, other=0)
+        real_tokens = gl.minimum(out_tokens, M - 1)
+        slot = gl.load(slots_ptr + real_tokens).to(gl.int64)
+        position = gl.load(positions_ptr + real_tokens)
         head = (rows // SPAN)[:, None]
         real = (rows < NUM_OUT)[:, None] & (out_tokens < M)
         turned = real & (head < NUM_Q + NUM_KV)
@@ -225,11 +222,13 @@ def ring_kernel(
     columns = gl.arange(0, COLUMNS, gl.SliceLayout(0, gl.SliceLayout(2, RIGHT)))[None, :]
     columns += (gl.arange(0, W, gl.SliceLayout(1, gl.SliceLayout(2, RIGHT))) * COLUMNS)[:, None]
     tokens = gl.arange(0, TOKENS, gl.SliceLayout(0, gl.SliceLayout(1, RIGHT)))
+    if M < TOKENS:  # the last one once more; no result of it is stored
+        tokens = gl.minimum(tokens, M - 1)
     x_tile_ptr = x_ptr + (gl.expand_dims(columns, 2) + tokens[None, None, :] * K)
     ALL: gl.constexpr = norm_ptr is not None or GROUPS > 1
     xs = ()
     for t in gl.static_range(TILES if ALL else min(TILES, _TILES_AHEAD)):
-        xs += (_load_x(x_tile_ptr + t * BLOCK_K, tokens, M),)
+        xs += (gl.load(x_tile_ptr + t * BLOCK_K),)
     if residual_ptr is not None:
         gl.static_assert(GROUPS == 1)
         inside = (rows < NUM_OUT)[:, None] & (out_tokens < M)
@@ -252,8 +251,8 @@ def ring_kernel(
             next_first = first + (group + 1) * ROWS
             next_ptr = _tile_pointers(w_ptr, next_first, N, K, SPAN, ROWS, COLUMNS, COPY)
         sums = _sums_of_group(
-            group, tile_ptr, next_ptr, buffers, xs, x_tile_ptr, tokens,
-            M, ROWS, BLOCK_K, TILES, GROUPS, OVERLAP, TRIGGER,
+            group, tile_ptr, next_ptr, buffers, xs, x_tile_ptr,
+            ROWS, BLOCK_K, TILES, GROUPS, OVERLAP, TRIGGER,
         )  # fmt: skip
         tile_ptr = next_ptr
         own_rows = rows + group * OUT_ROWS
@@ -319,11 +318,14 @@ def run_ring(
     `caches` [num_blocks, block_size, num_kv_heads, head_dim].
     """
     num_rows, num_columns = weight.shape
-    rows = how.block_n * (2 if span else 1)
+    rows, gpu = how.block_n * (2 if span else 1), gpu_spec(x.device)
+    room = gpu.shared_bytes_per_block - _OTHER_BYTES - num_columns * weight.itemsize
+    most = max(1, room // (rows * how.block_k * weight.itemsize))
+    how = replace(how, num_stages=min(how.num_stages, most))
     alone = bias is not None or residual is not None or caches is not None
     groups = 1 if alone else how.ring_groups(num_columns)
     num_kv = 0 if caches is None else caches[0].shape[2]
-    overlap = how.overlap >= 0 and gpu_spec(x.device).has_pdl
+    overlap = how.overlap >= 0 and gpu.has_pdl
     ring_kernel[(triton.cdiv(num_rows, rows * groups),)](
         x,
         norm,

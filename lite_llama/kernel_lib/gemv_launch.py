@@ -15,8 +15,8 @@ class GemvLaunch:
     """How one product of the chain is launched.
 
     `block_n` rows (or row pairs) a program, `block_k` columns a tile, `num_warps` warps.
-    `num_stages` 0: tiles pass through registers, a multiplication for each token; n > 0: through
-    shared memory, n tiles in flight, to the tensor cores.
+    `num_stages` 0: tiles pass through registers, a multiplication for each of one or two tokens;
+    n > 0: through shared memory, n tiles in flight, to the tensor cores.
     `overlap` in [0, 1]: the next kernel may start when this share of a program's tiles is loaded;
     −1: a plain launch that no kernel overlaps. `preload`: the first tile is loaded before the wait;
     of those in shared memory all that are in flight, where `is_ring`.
@@ -92,7 +92,7 @@ def choose_gemv(
     two rows where there are many; eight for a head.
     """
     widest = 1 << (num_columns - 1).bit_length()
-    if num_tokens > 2 and num_columns % 256 == 0:
+    if num_tokens > 1 and num_columns % 256 == 0:
         return _choose_ring(num_rows * (2 if pairs else 1), num_columns, pairs=pairs)
     if num_tokens > 2:
         # Found by `lite-llama tune` at 8 tokens: 1.53 -> 0.98 ms a step.

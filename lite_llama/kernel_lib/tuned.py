@@ -64,10 +64,10 @@ def user_folder() -> Path:
 def find(gpu: GpuSpec, shape: Mapping[str, int], dtype: str, num_tokens: int) -> Entry | None:
     """The entry for a model on a GPU at this batch size, or None; ConfigError for a bad table.
 
-    From three tokens on one of more tokens serves too: tensor cores multiply eight at a time.
+    From two tokens on one of more tokens serves too: tensor cores multiply eight at a time.
     """
     larger = [size for size in BATCHES if size >= num_tokens]
-    batches = larger if num_tokens > 2 else larger[:1]
+    batches = larger if num_tokens > 1 else larger[:1]
     fitting = [
         entry
         for folder in (user_folder(), SHIPPED)

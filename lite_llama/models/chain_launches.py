@@ -58,21 +58,18 @@ def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
         pairs = site == "gate_up" or (site == "qkv" and not config.qk_norm)
         product = choose_gemv(*shape, num_tokens, pairs=pairs)
         products[site] = replace(product, overlap=0.0 if product.preload else 0.5)
-    if num_tokens <= 2:
+    if products["qkv"].num_stages == 0:
         products["qkv"] = replace(products["qkv"], overlap=1.0)
-    overlap = products["down"].overlap
     num_rows, num_columns = weight_shapes(config)["down"]
     if num_tokens == 1 and num_columns >= 4 * num_rows:
         # Whole rows by many warps: Qwen2.5-0.5B on an H100 0.568 -> 0.504 ms a step, and what
         # tuning found for three of four models there.
         widest = 1 << (num_columns - 1).bit_length()
-        products["down"] = GemvLaunch(4, min(widest, 4096), 16, overlap=overlap)
-    # A program of o that waits with its tiles in shared memory keeps one of attention off its SM.
-    attention_overlap = 0.0 if num_tokens <= 2 else 1.0
-    # On an H200 0.739 -> 0.734 ms a step for one token, 1.034 -> 1.012 for eight; two lose 4 %, as
-    # loads on their way need the cache that is left.
-    carveout = -1 if num_tokens == 2 else 72
-    launches = ChainLaunches(**products, carveout=carveout)  # type: ignore[arg-type]
+        products["down"] = GemvLaunch(4, min(widest, 4096), 16, overlap=0.0)
+    # A program of o whose weights come after its wait only keeps one of attention off its SM.
+    attention_overlap = 0.0 if products["o"].preload else 1.0
+    # On an H200 0.739 -> 0.734 ms a step of Llama-3.2-1B for one token.
+    launches = ChainLaunches(**products, carveout=72)  # type: ignore[arg-type]
     return replace(launches, attention_overlap=attention_overlap)
 
 

@@ -138,20 +138,20 @@ class Space:
         # Programs of qkv own rotary pairs, but for models whose q/k norms need whole heads.
         pairs = site == "gate_up" or (site == "qkv" and not self.config.qk_norm)
         rows_each = 2 if pairs else 1
+        rings = list(self._rings(site, value, num_rows * rows_each, rows_each))
+        if self.num_tokens > 1 and rings:  # nothing else is near them: docs/lab/decode_chain.md
+            yield from rings
+            return
         for block_n, block_k, num_warps in self._register_tiles(num_rows, widest, rows_each):
             tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps, groups=1)
             if value.num_stages:
                 tile = replace(tile, num_stages=0, preload=True, prefetch=0.0)
             yield tile
             # Programs of qkv own rotary pairs, whose rows are not neighbours.
-            if site != "qkv" and num_columns <= block_k <= _WHOLE_ROW and self.num_tokens <= 2:
+            if site != "qkv" and num_columns <= block_k <= _WHOLE_ROW:
                 more = (replace(tile, groups=count) for count in _GROUPS)
                 yield from (one for one in more if one.num_groups(num_rows, num_columns) > 1)
         if self.num_tokens == 1:
-            return
-        rings = list(self._rings(site, value, num_rows * rows_each, rows_each))
-        yield from rings
-        if rings:
             return
         for block_n, block_k, num_warps, stages in self._shared_tiles(widest, rows_each):
             tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps, groups=1)

@@ -13,8 +13,8 @@ _LAUNCHES = [
     (1, GemvLaunch(4, 64, 2, overlap=0.0, groups=2)),
     (2, GemvLaunch(8, 64, 2, overlap=0.5, preload=False, prefetch=1.0)),
     (2, GemvLaunch(2, 4096, 8, overlap=0.0, preload=False, groups=4)),
-    (3, GemvLaunch(8, 128, 4, overlap=1.0, prefetch=0.5)),
-    (4, GemvLaunch(4, 512, 2)),
+    (1, GemvLaunch(8, 128, 4, overlap=1.0, prefetch=0.5)),
+    (2, GemvLaunch(4, 512, 2)),
     (4, GemvLaunch(16, 64, 4, num_stages=3, overlap=0.0, preload=False, prefetch=1.0)),
     (8, GemvLaunch(32, 32, 2, num_stages=2, overlap=0.6, preload=False)),
     # Compiled, these are rings.

@@ -93,9 +93,9 @@ def _cache_arguments(device: torch.device, num_tokens: int, heads: int, dim: int
     }
 
 
-def _norm_qkv(device: torch.device, num_tokens: int, launch: GemvLaunch) -> Results:
-    x, norm, bias = (_new(device, *shape) for shape in ((num_tokens, 88), (88,), (64,)))
-    weight = _new(device, 64, 88, scale=0.1)
+def _norm_qkv(device: torch.device, num_tokens: int, columns: int, launch: GemvLaunch) -> Results:
+    x, norm, bias = (_new(device, *shape) for shape in ((num_tokens, columns), (columns,), (64,)))
+    weight = _new(device, 64, columns, scale=0.1)
     given = _cache_arguments(device, num_tokens, 1, 16)
     q = ops.norm_qkv(x, norm, weight, bias, EPS, **given, launch=launch)
     return q, given["k_cache"], given["v_cache"]
@@ -109,36 +109,44 @@ def _norm_rope_write(device: torch.device, *, overlap: bool) -> Results:
     return q, given["k_cache"], given["v_cache"]
 
 
-def _norm_gate_up(device: torch.device, num_tokens: int, launch: GemvLaunch) -> Results:
+def _norm_gate_up(
+    device: torch.device, num_tokens: int, columns: int, launch: GemvLaunch
+) -> Results:
     x, norm, weight = (
-        _new(device, num_tokens, 88),
-        _new(device, 88),
-        _new(device, 42, 88, scale=0.1),
+        _new(device, num_tokens, columns),
+        _new(device, columns),
+        _new(device, 42, columns, scale=0.1),
     )
     return (ops.norm_gate_up(x, norm, weight, EPS, launch=launch),)
 
 
-def _norm_linear(device: torch.device, num_tokens: int, launch: GemvLaunch) -> Results:
-    x, norm, bias = (_new(device, *shape) for shape in ((num_tokens, 88), (88,), (37,)))
-    weight = _new(device, 37, 88, scale=0.1)
+def _norm_linear(
+    device: torch.device, num_tokens: int, columns: int, launch: GemvLaunch
+) -> Results:
+    x, norm, bias = (_new(device, *shape) for shape in ((num_tokens, columns), (columns,), (37,)))
+    weight = _new(device, 37, columns, scale=0.1)
     return (ops.norm_linear(x, norm, weight, EPS, bias, launch=launch),)
 
 
-def _linear_add(device: torch.device, num_tokens: int, launch: GemvLaunch) -> Results:
-    x, residual = _new(device, num_tokens, 88), _new(device, num_tokens, 37)
-    weight, bias = _new(device, 37, 88, scale=0.1), _new(device, 37)
+def _linear_add(device: torch.device, num_tokens: int, columns: int, launch: GemvLaunch) -> Results:
+    x, residual = _new(device, num_tokens, columns), _new(device, num_tokens, 37)
+    weight, bias = _new(device, 37, columns, scale=0.1), _new(device, 37)
     return (ops.linear_add(x, weight, residual, bias, launch=launch),)
 
 
 def _over_launches(call: Callable[..., Results]) -> dict[str, Case]:
     """In registers and on tensor cores, as a plain launch and as one that the next overlaps."""
+    late = GemvLaunch(16, 32, 2, num_stages=3, preload=False, prefetch=1.0)
     forms = {
-        "registers": (3, GemvLaunch(4, 32, 2, prefetch=1.0)),
-        "tensor cores": (8, GemvLaunch(16, 32, 2, num_stages=3, prefetch=1.0)),
+        "registers": (2, 88, GemvLaunch(4, 32, 2, prefetch=1.0)),
+        "tensor cores": (8, 88, late),
+        "ring": (5, 96, GemvLaunch(16, 32, 1, num_stages=2)),
     }
     return {
-        f"{name}, {mode}": partial(call, num_tokens=count, launch=replace(launch, overlap=overlap))
-        for name, (count, launch) in forms.items()
+        f"{name}, {mode}": partial(
+            call, num_tokens=count, columns=columns, launch=replace(launch, overlap=overlap)
+        )
+        for name, (count, columns, launch) in forms.items()
         for mode, overlap in (("plain", -1.0), ("overlapped", 0.5))
     }
 

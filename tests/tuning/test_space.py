@@ -32,11 +32,11 @@ def test_splits_of_an_sm_matter_where_kernels_overlap() -> None:
     assert [describe(one) for one in tiles[:2]] == ["72 % shared", "as the driver chooses"]
 
 
-def test_tensor_core_tiles_are_for_batches_and_register_tiles_for_up_to_two() -> None:
+def test_several_tokens_go_to_tensor_cores_by_rings_where_those_fit() -> None:
     stages = {
         n: {bool(tile.num_stages) for tile in space(n).tiles("o", start(n).o)} for n in (1, 2, 4, 8)
     }
-    assert stages == {1: {False}, 2: {False, True}, 4: {True}, 8: {True}}
+    assert stages == {1: {False}, 2: {True}, 4: {True}, 8: {True}}
 
 
 def test_qkv_of_a_model_with_head_norms_has_rows_and_no_pairs() -> None:
