@@ -29,6 +29,8 @@ TOKENS = gl.constexpr(8)
 _TILES_AHEAD = gl.constexpr(8)
 # Shared memory for the sums over warps, and what the driver keeps.
 _OTHER_BYTES = 8 << 10
+# Of an SM: what a program's threads may have together.
+_REGISTERS = 64 << 10
 
 
 @gluon.constexpr_function
@@ -365,4 +367,5 @@ def _registers(
         return least
     taken = num_columns // (8 * num_warps) + (8 if rotates else 0)  # by x, and by angles
     steps = ((16, 64), (32, 96), (48, 128))
-    return max(least, next((limit for most, limit in steps if taken <= most), 168))
+    limit = max(least, next((limit for most, limit in steps if taken <= most), 168))
+    return min(limit, _REGISTERS // (32 * num_warps))

@@ -8,6 +8,8 @@ import torch
 from lite_llama.kernel_lib.gpu import GpuSpec
 
 MAX_TOKENS = 8
+# In flight of one program's weights: a ring of 8 tiles of 16 x 512.
+_RING_BYTES = 128 << 10
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,16 @@ def _choose_ring(num_rows: int, num_columns: int, *, pairs: bool) -> GemvLaunch:
     """Tiles of 16 rows; two programs an SM, which own as many groups of them as there are."""
     # 8 tokens of Llama-3.2-1B on an H200: all products 0.81 -> 0.69 ms (docs/lab/decode_chain.md).
     block_k, num_warps = (512 if num_columns % 512 == 0 else 256), 8
-    if num_columns > 3072 and num_columns % 1024 == 0 and (pairs or num_rows >= 65536):
-        block_k, num_warps = 1024, 16  # x, which is normed, stays in the registers of more threads
-    tiles = num_columns // block_k
+    if num_columns > 3072 and num_columns % 512 == 0 and (pairs or num_rows >= 65536):
+        # x, which is normed, stays in the registers of more threads.
+        block_k, num_warps = (1024 if num_columns % 2048 == 0 else 512), 16
+    tiles, tile_bytes = num_columns // block_k, 16 * block_k * 2
+    most = _RING_BYTES // tile_bytes
     groups = 1 << round(math.log2(max(1.0, num_rows / (16 * 264))))
-    stages = 8 if groups == 1 and tiles >= 8 else max(n for n in (1, 2, 3, 4) if tiles % n == 0)
+    stages = min(tiles, most)
+    if groups > 1:  # as deep as leaves a second program room, and the ring begins anew with a group
+        most = most if num_warps > 8 else most * 3 // 4
+        stages = max(depth for depth in range(1, most + 1) if tiles % depth == 0)
+        if stages == 1 < tiles:
+            groups, stages = 1, min(tiles, most)
     return GemvLaunch(8 if pairs else 16, block_k, num_warps, num_stages=stages, groups=groups)
