@@ -1,4 +1,4 @@
-"""Products of three to eight tokens: weights on their way to shared memory before the wait (Gluon).
+"""Products of two to eight tokens: weights on their way to shared memory before the wait (Gluon).
 
 As in `decode_gemv`, a program owns a few rows and asks for weights before it waits for the kernel
 that makes its input. Here they come by asynchronous copies into a ring of STAGES tiles, which plain
