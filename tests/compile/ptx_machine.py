@@ -192,6 +192,11 @@ class Machine:
         target, a, b = operands
         self._put(target, getattr(operator, name)(self._get(a, kind), self._get(b, kind)), "pred")
 
+    def _select(self, operands: Sequence[str], kind: str) -> None:
+        target, a, b, predicate = operands
+        chosen = np.where(self.registers[predicate], self._get(a, kind), self._get(b, kind))
+        self._put(target, chosen, kind)
+
     def _shuffle(self, operands: Sequence[str]) -> None:
         target, source, distance, *_ = operands
         self._put(target, self._get(source, "b32")[self.everyone ^ int(distance)], "b32")
@@ -354,6 +359,7 @@ _OPCODES: dict[str, Callable[..., None]] = {
     rf"cvt(?:\.rn)?\.(\w+)\.{_KIND}": Machine._convert,
     r"bfe\.(u32|s32)": Machine._extract,
     rf"setp\.(eq|ne|lt|gt)\.{_KIND}": Machine._compare,
+    rf"selp\.{_KIND}": Machine._select,
     r"shfl\.sync\.bfly\.b32": Machine._shuffle,
     r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(f16|bf16)\.\1\.f32": Machine._multiply,
     rf"ld\.param\.{_KIND}": Machine._load_parameter,
