@@ -25,6 +25,8 @@ from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import gpu_spec
 
 TOKENS = gl.constexpr(8)
+# Its name from Triton 3.9 on, and the one before.
+load_to_shared = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 # Tiles of x that are on their way before the first is needed, where no norm needs all of them.
 _TILES_AHEAD = gl.constexpr(8)
 # Shared memory for the sums over warps, and what the driver keeps.
@@ -113,7 +115,7 @@ def _tile_pointers(
 
 @gluon.jit
 def _copy(buffer, tile_ptr):
-    async_copy.async_copy_global_to_shared(buffer, tile_ptr)
+    load_to_shared(buffer, tile_ptr)
     async_copy.commit_group()
 
 
@@ -135,9 +137,7 @@ def _sums_of_group(
             _copy(buffers[t % DEPTH], tile_ptr + (t + DEPTH) * BLOCK_K)
         elif GROUPS > 1:
             if group + 1 < GROUPS:
-                async_copy.async_copy_global_to_shared(
-                    buffers[t % DEPTH], next_ptr + (t + DEPTH - TILES) * BLOCK_K
-                )
+                load_to_shared(buffers[t % DEPTH], next_ptr + (t + DEPTH - TILES) * BLOCK_K)
             async_copy.commit_group()
         if OVERLAP and TRIGGER > 0 and t == max(0, TILES - DEPTH - 1):  # noqa: SIM102 - constants
             if group + 1 == GROUPS:
@@ -190,7 +190,7 @@ def ring_kernel(
         norm_at = norm_at + gl.arange(0, COLUMNS, gl.SliceLayout(0, NORM))[None, :]
         for t in gl.static_range(TILES):
             norms += (gl.allocate_shared_memory(norm_ptr.dtype.element_ty, [W, COLUMNS], PLAIN),)
-            async_copy.async_copy_global_to_shared(norms[t], norm_ptr + t * BLOCK_K + norm_at)
+            load_to_shared(norms[t], norm_ptr + t * BLOCK_K + norm_at)
         async_copy.commit_group()
     buffers = ()
     for t in gl.static_range(DEPTH):
