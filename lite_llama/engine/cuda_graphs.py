@@ -10,6 +10,7 @@ sequences decode within their blocks, the host sends nothing.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -146,13 +147,9 @@ class DecodeGraphs:
     ) -> Recorded:
         """A step of `size` sequences, and where it leaves its logits (or tokens; see `launch`)."""
         self._empty(size)
-        if launches is not None:
-            with launched_functions() as functions:
-                self.forward(size, launches, greedy=greedy)
-            set_carveout(functions, launches.carveout)
-        recorded = record(
-            lambda: self.forward(size, launches, greedy=greedy), self._pool, self._plan
-        )
+        step = partial(self.forward, size, launches, greedy=greedy)
+        warm_up = None if launches is None else partial(_split_alike, step, launches.carveout)
+        recorded = record(step, self._pool, self._plan, warm_up)
         self._first = self._first or recorded[0]
         return recorded
 
@@ -190,6 +187,13 @@ class DecodeGraphs:
         """Destroy the graphs."""
         destroy(self._recorded)
         self._drawn = None
+
+
+def _split_alike(step: Callable[[], object], carveout: int) -> None:
+    """Run a step, and give all of its kernels one split of an SM's memory from then on."""
+    with launched_functions() as functions:
+        step()
+    set_carveout(functions, carveout)
 
 
 def _after(places: _Places) -> _Places:

@@ -13,13 +13,21 @@ from lite_llama.engine.config import EnginePlan
 Recorded = tuple[torch.cuda.CUDAGraph, Tensor]
 
 
-def record(step: Callable[[], Tensor], pool: Any, plan: EnginePlan) -> Recorded:
-    """Record what `step` launches, in the memory `pool` that graphs share. It runs once before."""
+def record(
+    step: Callable[[], Tensor],
+    pool: Any,
+    plan: EnginePlan,
+    warm_up: Callable[[], object] | None = None,
+) -> Recorded:
+    """Record what `step` launches, in the memory `pool` that graphs share.
+
+    It runs once before, by `warm_up` if that is given.
+    """
     # Kernels compile, and their scratch buffers appear, before the recording.
     stream = _side_stream(plan.device)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step()
+        (warm_up or step)()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     # Between ranks NCCL has threads of its own, which look at the device meanwhile.
