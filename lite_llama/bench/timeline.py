@@ -32,7 +32,12 @@ from lite_llama.kernel_lib.argmax_launch import choose_argmax
 from lite_llama.kernel_lib.gemv_launch import MAX_TOKENS
 from lite_llama.kernel_lib.gpu import GpuSpec, gpu_spec
 from lite_llama.models import decode_chain
-from lite_llama.models.chain_launches import ChainLaunches, settle_attention, weight_shapes
+from lite_llama.models.chain_launches import (
+    ChainLaunches,
+    owns_pairs,
+    settle_attention,
+    weight_shapes,
+)
 from lite_llama.models.config import ModelConfig
 
 # Every module whose kernels wait for a kernel of the step before them.
@@ -160,12 +165,15 @@ def chain_sites(
             raise ConfigError(f"{site} is a plain launch, which takes no stamp; tune it again")
         blocks, columns = shapes[site]
         rows = 2 * blocks if site in ("qkv", "gate_up") else blocks
-        rotates = site == "qkv" and not config.qk_norm
-        if site == "qkv" and config.qk_norm:
+        if not owns_pairs(config, site):
             blocks = rows
-        groups = 1 if rotates else how.num_groups(blocks, columns)
-        if how.is_ring(columns, dtype, gpu) and not rotates and site not in ("o", "down"):
-            groups = how.ring_groups(columns)
+        # What adds a bias or a residual owns one set of rows in a ring, what rotates in any launch.
+        is_ring = how.is_ring(columns, dtype, gpu)
+        adds = site in ("o", "down") or (site == "qkv" and config.qkv_bias)
+        if (site == "qkv" and owns_pairs(config, site)) or (is_ring and adds):
+            groups = 1
+        else:
+            groups = how.ring_groups(columns) if is_ring else how.num_groups(blocks, columns)
         programs = -(-blocks // (how.block_n * groups))
         return Site(site, layer, programs, rows * columns * dtype.itemsize)
 

@@ -50,13 +50,18 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
+def owns_pairs(config: ModelConfig, site: str) -> bool:
+    """Whether programs of a product own pairs of rows: rotary ones, but for models whose q/k norms
+    need whole heads, or gate and up."""
+    return site == "gate_up" or (site == "qkv" and not config.qk_norm)
+
+
 def choose_launches(config: ModelConfig, num_tokens: int) -> ChainLaunches:
     """Launches for a model and batch size on any GPU; pure."""
     # Where the next kernel may start: see docs/tuning.md.
     products = {}
     for site, shape in weight_shapes(config).items():
-        pairs = site == "gate_up" or (site == "qkv" and not config.qk_norm)
-        product = choose_gemv(*shape, num_tokens, pairs=pairs)
+        product = choose_gemv(*shape, num_tokens, pairs=owns_pairs(config, site))
         products[site] = replace(product, overlap=0.0 if product.preload else 0.5)
     if products["qkv"].num_stages == 0:
         products["qkv"] = replace(products["qkv"], overlap=1.0)

@@ -9,7 +9,12 @@ import torch
 
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import GpuSpec
-from lite_llama.models.chain_launches import ChainLaunches, weight_shapes, without_early_loads
+from lite_llama.models.chain_launches import (
+    ChainLaunches,
+    owns_pairs,
+    weight_shapes,
+    without_early_loads,
+)
 from lite_llama.models.config import ModelConfig
 from lite_llama.ops.attention_decode.launch import Launch
 
@@ -95,7 +100,7 @@ class Space:
         shape = weight_shapes(self.config)[site]
         if value.is_ring(shape[1], self.dtype, self.gpu):
             # A ring's successor may start at once, or when the last tile is on its way.
-            value = replace(value, overlap=min(1.0, math.ceil(value.overlap)), prefetch=0.0)
+            value = replace(value, overlap=math.ceil(value.overlap), prefetch=0.0)
             return astuple(replace(value, groups=value.ring_groups(shape[1])))
         constants = value.constants(shape[1], self.gpu)
         return value.block_n, value.num_groups(*shape), tuple(sorted(constants.items()))
@@ -135,13 +140,12 @@ class Space:
     def _product_tiles(self, site: str, value: GemvLaunch) -> Iterator[GemvLaunch]:
         num_rows, num_columns = weight_shapes(self.config)[site]
         widest = 1 << (num_columns - 1).bit_length()
-        # Programs of qkv own rotary pairs, but for models whose q/k norms need whole heads.
-        pairs = site == "gate_up" or (site == "qkv" and not self.config.qk_norm)
-        rows_each = 2 if pairs else 1
-        rings = list(self._rings(site, value, num_rows * rows_each, rows_each))
-        if self.num_tokens > 1 and rings:  # nothing else is near them: docs/lab/decode_chain.md
-            yield from rings
-            return
+        rows_each = 2 if owns_pairs(self.config, site) else 1
+        if self.num_tokens > 1:
+            rings = list(self._rings(site, value, num_rows * rows_each, rows_each))
+            if rings:  # nothing else is near them: docs/lab/decode_chain.md
+                yield from rings
+                return
         for block_n, block_k, num_warps in self._register_tiles(num_rows, widest, rows_each):
             tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps, groups=1)
             if value.num_stages:
