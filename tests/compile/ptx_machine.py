@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tests.compile.record import compile_launch
+from lite_llama.kernel_lib.gpu import H200
+from tests.compile.record import compile_launch, launches_go_to
 
 Array = NDArray[Any]
 
@@ -430,28 +431,20 @@ def emulated(edit: Callable[[str], str] = str) -> Iterator[list[str]]:
 
     Yields the names of the kernels that have run; `edit` may change their PTX before.
     """
-    from triton.runtime.jit import JITFunction
-
-    from lite_llama.kernel_lib import gpu
-
     names: list[str] = []
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         del warmup
         assert math.prod(grid) == grid[0], f"a grid of more than one dimension: {grid}"
         kernel = _compile(self, args, kwargs)
-        assert kernel.shared_bytes <= gpu.H200.shared_bytes_per_block, "too much shared memory"
+        assert kernel.shared_bytes <= H200.shared_bytes_per_block, "too much shared memory"
         given = dict(zip(self.arg_names, args, strict=False)) | kwargs
         edited = replace(kernel, ptx=edit(kernel.ptx))
         _run_all(edited, [given[name] for name in kernel.arguments], grid[0])
         names.append(self.fn.__name__)
 
-    real_run, real_spec = JITFunction.run, gpu.INTERPRETER
-    JITFunction.run, gpu.INTERPRETER = run, gpu.H200  # the spec of every device but CUDA's
-    try:
+    with launches_go_to(run, H200):
         yield names
-    finally:
-        JITFunction.run, gpu.INTERPRETER = real_run, real_spec
 
 
 def _run_all(kernel: Compiled, arguments: Sequence[Any], num_programs: int) -> None:

@@ -100,8 +100,6 @@ def _compile_case(call: Callable[[], object], arch: str) -> Iterator[tuple[str, 
 
 @contextmanager
 def caught_launches(arch: str) -> Iterator[list[tuple[Any, Any, Any]]]:
-    from triton.runtime.jit import JITFunction
-
     from lite_llama.kernel_lib import gpu
 
     specs = {"sm_80": gpu.A100, "sm_90": gpu.H200, "sm_100": gpu.B200, "sm_120": gpu.RTX_5090}
@@ -111,10 +109,21 @@ def caught_launches(arch: str) -> Iterator[list[tuple[Any, Any, Any]]]:
         del grid, warmup
         launches.append((self, args, kwargs))
 
-    real_run, real_spec = JITFunction.run, gpu.INTERPRETER
-    JITFunction.run, gpu.INTERPRETER = catch, specs[arch]  # the spec of every device but CUDA's
-    try:
+    with launches_go_to(catch, specs[arch]):
         yield launches
+
+
+@contextmanager
+def launches_go_to(run: Callable[..., None], spec: Any) -> Iterator[None]:
+    """Have `run` in the place of JITFunction.run, and `spec` for every device but CUDA's."""
+    from triton.runtime.jit import JITFunction
+
+    from lite_llama.kernel_lib import gpu
+
+    real_run, real_spec = JITFunction.run, gpu.INTERPRETER
+    JITFunction.run, gpu.INTERPRETER = run, spec
+    try:
+        yield
     finally:
         JITFunction.run, gpu.INTERPRETER = real_run, real_spec
 
