@@ -21,6 +21,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from lite_llama.kernel_lib.decode_rotation import store_rotated
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import gpu_spec
 
@@ -282,22 +283,10 @@ def ring_kernel(
                 y = a / (1.0 + gl.exp(-a)) * b
                 gl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=inside)
             else:
-                # Which of two products is rounded must not depend on what else is in the kernel.
-                turned_a = gl.fma(a, cos, -b * sin).to(ELEMENT)
-                turned_b = gl.fma(b, cos, a * sin).to(ELEMENT)
-                is_query = real & (head < NUM_Q)
-                is_key = turned & (head >= NUM_Q) & (slot >= 0)
-                is_value = real & (head >= NUM_Q + NUM_KV) & (slot >= 0)
-                head_dim: gl.constexpr = 2 * SPAN
-                query_at = out_tokens * (NUM_Q * head_dim) + first_rows[:, None]
-                gl.store(y_ptr + query_at, turned_a, mask=is_query)
-                gl.store(y_ptr + query_at + SPAN, turned_b, mask=is_query)
-                key_at = slot * (NUM_KV * head_dim) + first_rows[:, None] - NUM_Q * head_dim
-                gl.store(k_ptr + key_at, turned_a, mask=is_key)
-                gl.store(k_ptr + key_at + SPAN, turned_b, mask=is_key)
-                value_at = key_at - NUM_KV * head_dim
-                gl.store(v_ptr + value_at, turned_a, mask=is_value)
-                gl.store(v_ptr + value_at + SPAN, turned_b, mask=is_value)
+                store_rotated(
+                    y_ptr, k_ptr, v_ptr, a, b, cos, sin, out_tokens, head, first_rows[:, None],
+                    slot, real, turned, NUM_Q, NUM_KV, SPAN, ELEMENT,
+                )  # fmt: skip
 
 
 def run_ring(

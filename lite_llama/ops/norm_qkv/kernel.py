@@ -14,6 +14,7 @@ from lite_llama.kernel_lib.decode_gemv import (
     wait,
 )
 from lite_llama.kernel_lib.decode_ring import run_ring
+from lite_llama.kernel_lib.decode_rotation import store_rotated
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 from lite_llama.kernel_lib.gpu import gpu_spec
 
@@ -76,21 +77,10 @@ def norm_qkv_kernel(
     if bias_ptr is not None:
         y += bias.to(tl.float32)[:, None]
     a, b = split_pairs(y.to(element).to(tl.float32))
-    # Which of two products is rounded must not depend on what else is in the kernel.
-    first = tl.fma(a, cos, -b * sin).to(element)
-    second = tl.fma(b, cos, a * sin).to(element)
-    is_query = real & (head < NUM_Q)
-    is_key = turned & (head >= NUM_Q) & (slot >= 0)
-    is_value = real & (head >= NUM_Q + NUM_KV) & (slot >= 0)
-    query_at = tokens * (NUM_Q * HEAD_DIM) + first_rows
-    tl.store(q_ptr + query_at, first, mask=is_query)
-    tl.store(q_ptr + query_at + HALF, second, mask=is_query)
-    key_at = slot * (NUM_KV * HEAD_DIM) + first_rows - NUM_Q * HEAD_DIM
-    tl.store(k_ptr + key_at, first, mask=is_key)
-    tl.store(k_ptr + key_at + HALF, second, mask=is_key)
-    value_at = key_at - NUM_KV * HEAD_DIM
-    tl.store(v_ptr + value_at, first, mask=is_value)
-    tl.store(v_ptr + value_at + HALF, second, mask=is_value)
+    store_rotated(
+        q_ptr, k_ptr, v_ptr, a, b, cos, sin, tokens, head, first_rows, slot, real, turned,
+        NUM_Q, NUM_KV, HALF, element,
+    )  # fmt: skip
 
 
 def norm_qkv(
