@@ -7,28 +7,17 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed: nothing to compile")
 
 from lite_llama.kernel_lib import tuned
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 from lite_llama.models.chain_launches import read_launches
-from lite_llama.ops.linear_add import kernel as linear_add
-from lite_llama.ops.norm_gate_up import kernel as norm_gate_up
-from lite_llama.ops.norm_gate_up import reference as norm_gate_up_reference
-from lite_llama.ops.norm_linear import kernel as norm_linear
-from lite_llama.ops.norm_linear import reference as norm_linear_reference
-from lite_llama.ops.norm_qkv import kernel as norm_qkv
-from lite_llama.ops.norm_qkv import reference as norm_qkv_reference
 from tests.compile.ptx_machine import decode, emulated
-from tests.ops.compare import assert_close_to_reference, poison_new_outputs, random, same_bits
-from tests.ops.tolerances import FUSED, GEMM
+from tests.ops import test_linear_add, test_norm_gate_up, test_norm_linear, test_norm_qkv
+from tests.ops.compare import poison_new_outputs
 
 CPU = torch.device("cpu")
-BLOCKS, BLOCK_SIZE = 3, 4
-SLOTS = [6, 0, -1, 11, 3, -1, 8, 5]
-POSITIONS = [11, 3, 15, 0, 7, 7, 2, 9]
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 LAUNCHES = pytest.mark.parametrize(
@@ -64,93 +53,6 @@ def ring(edit: Callable[[str], str] = str) -> Iterator[None]:
     assert names == ["ring_kernel"]
 
 
-def check_linear_add(
-    num_tokens: int, launch: GemvLaunch, rows: int, columns: int, dtype: torch.dtype, *,
-    biased: bool = False, edit: Callable[[str], str] = str,
-) -> None:  # fmt: skip
-    x = random(num_tokens, columns, dtype=dtype, device=CPU)
-    weight = random(rows, columns, dtype=dtype, device=CPU, scale=columns**-0.5)
-    residual = random(num_tokens, rows, dtype=dtype, device=CPU)
-    bias = random(rows, dtype=dtype, device=CPU) if biased else None
-    want = residual.double() + x.double() @ weight.double().T
-    if bias is not None:
-        want += bias.double()
-    with ring(edit):
-        got = linear_add.linear_add(x, weight, residual, bias, launch)
-    assert_close_to_reference(got, want, GEMM)
-
-
-def check_norm_linear(
-    num_tokens: int, launch: GemvLaunch, rows: int, hidden: int, dtype: torch.dtype, *,
-    biased: bool = False,
-) -> None:  # fmt: skip
-    x, norm = (
-        random(*shape, dtype=dtype, device=CPU) for shape in ((num_tokens, hidden), (hidden,))
-    )
-    weight = random(rows, hidden, dtype=dtype, device=CPU, scale=hidden**-0.5)
-    bias = random(rows, dtype=dtype, device=CPU) if biased else None
-    wide = None if bias is None else bias.double()
-    want = norm_linear_reference.norm_linear(x.double(), norm.double(), weight.double(), 1e-5, wide)
-    with ring():
-        got = norm_linear.norm_linear(x, norm, weight, 1e-5, bias, launch)
-    assert got.dtype == torch.float32
-    assert torch.equal(got, got.to(dtype).float())
-    assert_close_to_reference(got.to(dtype), want, FUSED)
-
-
-def check_norm_gate_up(
-    num_tokens: int, launch: GemvLaunch, inter: int, hidden: int, dtype: torch.dtype, *,
-    edit: Callable[[str], str] = str,
-) -> None:  # fmt: skip
-    x, norm = (
-        random(*shape, dtype=dtype, device=CPU) for shape in ((num_tokens, hidden), (hidden,))
-    )
-    weight = random(2 * inter, hidden, dtype=dtype, device=CPU, scale=hidden**-0.5)
-    want = norm_gate_up_reference.norm_gate_up(x.double(), norm.double(), weight.double(), 1e-5)
-    with ring(edit):
-        got = norm_gate_up.norm_gate_up(x, norm, weight, 1e-5, launch)
-    assert_close_to_reference(got, want, FUSED)
-
-
-def check_norm_qkv(
-    num_tokens: int, launch: GemvLaunch, heads: tuple[int, int, int], hidden: int,
-    dtype: torch.dtype, *, biased: bool,
-) -> None:  # fmt: skip
-    """`heads`: queries, keys, and the size of each."""
-    num_q, num_kv, head_dim = heads
-    rows = (num_q + 2 * num_kv) * head_dim
-    x, norm = (
-        random(*shape, dtype=dtype, device=CPU) for shape in ((num_tokens, hidden), (hidden,))
-    )
-    weight = random(rows, hidden, dtype=dtype, device=CPU, scale=hidden**-0.5)
-    bias = random(rows, dtype=dtype, device=CPU) if biased else None
-    angles = torch.randn(16, head_dim // 2)
-    caches = {
-        name: random(BLOCKS, BLOCK_SIZE, num_kv, head_dim, dtype=dtype, device=CPU)
-        for name in ("k_cache", "v_cache")
-    }
-    given: dict[str, Tensor] = {
-        "cos_sin": torch.cat((angles.cos(), angles.sin()), -1),
-        "positions": torch.tensor(POSITIONS[:num_tokens]),
-        "slot_mapping": torch.tensor(SLOTS[:num_tokens]),
-    }
-    before = {name: cache.clone() for name, cache in caches.items()}
-    wanted = {name: cache.double() for name, cache in caches.items()}
-    want = norm_qkv_reference.norm_qkv(
-        x.double(), norm.double(), weight.double(), None if bias is None else bias.double(), 1e-5,
-        **given, **wanted,
-    )  # fmt: skip
-    with ring():
-        got = norm_qkv.norm_qkv(x, norm, weight, bias, 1e-5, **given, **caches, launch=launch)
-    assert_close_to_reference(got, want, FUSED)
-    written = [slot for slot in SLOTS[:num_tokens] if slot >= 0]
-    kept = [slot for slot in range(BLOCKS * BLOCK_SIZE) if slot not in written]
-    for name, cache in caches.items():
-        flat = cache.flatten(0, 1)
-        assert_close_to_reference(flat[written], wanted[name].flatten(0, 1)[written], FUSED)
-        assert same_bits(flat[kept], before[name].flatten(0, 1)[kept])
-
-
 @DTYPES
 @LAUNCHES
 @pytest.mark.parametrize(("rows", "biased"), [(37, True), (64, False)])
@@ -162,7 +64,7 @@ def test_residual_and_product_add_up(
     biased: bool,  # noqa: FBT001
     dtype: torch.dtype,
 ) -> None:
-    check_linear_add(num_tokens, launch, rows, hidden, dtype, biased=biased)
+    test_linear_add.check(num_tokens, launch, rows, hidden, dtype, CPU, biased=biased, running=ring)
 
 
 @DTYPES
@@ -170,7 +72,8 @@ def test_residual_and_product_add_up(
 def test_logits_equal_the_reference(
     num_tokens: int, launch: GemvLaunch, hidden: int, dtype: torch.dtype
 ) -> None:
-    check_norm_linear(num_tokens, launch, 70, hidden, dtype, biased=launch.groups == 1)
+    biased = launch.groups == 1
+    test_norm_linear.check(num_tokens, launch, 70, hidden, dtype, CPU, biased=biased, running=ring)
 
 
 @DTYPES
@@ -178,7 +81,7 @@ def test_logits_equal_the_reference(
 def test_gated_products_equal_the_reference(
     num_tokens: int, launch: GemvLaunch, hidden: int, dtype: torch.dtype
 ) -> None:
-    check_norm_gate_up(num_tokens, launch, 33, hidden, dtype)
+    test_norm_gate_up.check(num_tokens, launch, 33, hidden, dtype, CPU, running=ring)
 
 
 @DTYPES
@@ -186,12 +89,27 @@ def test_gated_products_equal_the_reference(
 def test_queries_keys_and_values_equal_the_reference(
     num_tokens: int, launch: GemvLaunch, hidden: int, dtype: torch.dtype
 ) -> None:
-    check_norm_qkv(num_tokens, launch, (3, 1, 24), hidden, dtype, biased=True)
+    shape = ((3, 1), 24, hidden)
+    test_norm_qkv.check(num_tokens, launch, shape, dtype, CPU, biased=True, running=ring)
 
 
-def some_rows(launch: GemvLaunch) -> int:
-    """For two programs, of which the second has little to do."""
-    return launch.block_n * launch.groups + launch.block_n // 2 + 1
+def check_site(
+    site: str, num_tokens: int, launch: GemvLaunch, sizes: tuple[int, int], dtype: torch.dtype, *,
+    biased: bool,
+) -> None:  # fmt: skip
+    """A site's launch on few of its rows; `sizes`: hidden and intermediate; `biased`: qkv."""
+    hidden, inter = sizes
+    # For two programs, of which the second has little to do.
+    rows = launch.block_n * launch.groups + launch.block_n // 2 + 1
+    if site == "qkv":
+        shape = ((2, 1), 16, hidden)
+        test_norm_qkv.check(num_tokens, launch, shape, dtype, CPU, biased=biased, running=ring)
+        return
+    check = {"gate_up": test_norm_gate_up.check, "head": test_norm_linear.check}.get(
+        site, test_linear_add.check
+    )
+    columns = inter if site == "down" else hidden
+    check(num_tokens, launch, rows, columns, dtype, CPU, running=ring)
 
 
 # Rows (or pairs) of queries, keys and values; of the MLP; of the head.
@@ -203,18 +121,9 @@ def some_rows(launch: GemvLaunch) -> int:
 def test_launches_are_right_that_are_chosen_for_whole_models(
     site: str, hidden: int, qkv: int, inter: int, head: int
 ) -> None:
-    if site == "qkv":
-        launch = choose_gemv(qkv, hidden, 8, pairs=True)
-        check_norm_qkv(8, launch, (2, 1, 16), hidden, torch.bfloat16, biased=True)
-    elif site == "o":
-        launch = choose_gemv(hidden, hidden, 8)
-        check_linear_add(8, launch, some_rows(launch), hidden, torch.bfloat16)
-    elif site == "gate_up":
-        launch = choose_gemv(inter, hidden, 8, pairs=True)
-        check_norm_gate_up(8, launch, some_rows(launch), hidden, torch.bfloat16)
-    else:
-        launch = choose_gemv(head, hidden, 8)
-        check_norm_linear(8, launch, some_rows(launch), hidden, torch.bfloat16)
+    rows = {"qkv": qkv, "o": hidden, "gate_up": inter, "head": head}[site]
+    launch = choose_gemv(rows, hidden, 8, pairs=site in ("qkv", "gate_up"))
+    check_site(site, 8, launch, (hidden, inter), torch.bfloat16, biased=True)
 
 
 @pytest.mark.parametrize("site", ["qkv", "o", "gate_up", "down", "head"])
@@ -222,19 +131,10 @@ def test_launches_are_right_that_were_tuned_for_several_sequences(site: str) -> 
     entries = [e for e in tuned.read(tuned.SHIPPED / "nvidia-h200.json") if e.batch > 1]
     assert entries
     for entry in entries:
-        hidden, inter = entry.shape["hidden_size"], entry.shape["intermediate_size"]
-        count = entry.batch
-        dtype: torch.dtype = getattr(torch, entry.dtype)
+        sizes = entry.shape["hidden_size"], entry.shape["intermediate_size"]
         launch = getattr(read_launches(entry.sites, entry.where), site)
-        if site == "qkv":
-            check_norm_qkv(count, launch, (2, 1, 16), hidden, dtype, biased=False)
-        elif site in ("o", "down"):
-            columns = inter if site == "down" else hidden
-            check_linear_add(count, launch, some_rows(launch), columns, dtype)
-        elif site == "gate_up":
-            check_norm_gate_up(count, launch, some_rows(launch), hidden, dtype)
-        else:
-            check_norm_linear(count, launch, some_rows(launch), hidden, dtype)
+        dtype = getattr(torch, entry.dtype)
+        check_site(site, entry.batch, launch, sizes, dtype, biased=False)
 
 
 # Of one and of eight warps, one program each.
@@ -264,7 +164,8 @@ def _each_changed(
         return ptx
 
     def check(edit: Callable[[str], str]) -> None:
-        check_norm_gate_up(5, launch, 32, hidden, torch.bfloat16, edit=edit)
+        running = partial(ring, edit)
+        test_norm_gate_up.check(5, launch, 32, hidden, torch.bfloat16, CPU, running=running)
 
     check(count_places)
     assert count >= 4

@@ -1,11 +1,16 @@
 """Batch sizes and launches that every product of the decode chain is tested with."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import pytest
 import torch
 
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
+
+# What a launch is to be made within, such as a machine that executes it.
+Running = Callable[[], AbstractContextManager[None]]
 
 _LAUNCHES = [
     (1, GemvLaunch(8, 64, 1)),

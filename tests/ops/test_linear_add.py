@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.ops import linear_add
 from lite_llama.ops.linear_add import kernel
 from tests.ops.compare import DTYPES, assert_close_to_reference, poison_new_outputs, random
-from tests.ops.gemv_launches import on, over_launches
+from tests.ops.gemv_launches import Running, on, over_launches
 from tests.ops.tolerances import GEMM
 
 
@@ -26,6 +28,15 @@ def test_residual_and_product_add_up(
     biased: bool,  # noqa: FBT001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    poison_new_outputs(monkeypatch)
+    check(num_tokens, on(device, launch), rows, columns, dtype, device, biased=biased)
+
+
+def check(
+    num_tokens: int, launch: GemvLaunch, rows: int, columns: int, dtype: torch.dtype,
+    device: torch.device, *, biased: bool = False, running: Running = nullcontext,
+) -> None:  # fmt: skip
+    """Compare a launch, made while something is `running`, with the reference."""
     x = random(num_tokens, columns, dtype=dtype, device=device)
     weight = random(rows, columns, dtype=dtype, device=device, scale=columns**-0.5)
     residual = random(num_tokens, rows, dtype=dtype, device=device)
@@ -33,8 +44,8 @@ def test_residual_and_product_add_up(
     want = residual.double() + x.double() @ weight.double().T
     if bias is not None:
         want += bias.double()
-    poison_new_outputs(monkeypatch)
-    got = kernel.linear_add(x, weight, residual, bias, on(device, launch))
+    with running():
+        got = kernel.linear_add(x, weight, residual, bias, launch)
     assert_close_to_reference(
         got,
         want,

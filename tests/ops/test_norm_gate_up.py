@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.ops import norm_gate_up
 from lite_llama.ops.norm_gate_up import kernel, reference
 from tests.ops.compare import DTYPES, assert_close_to_reference, poison_new_outputs, random
-from tests.ops.gemv_launches import on, over_launches
+from tests.ops.gemv_launches import Running, on, over_launches
 from tests.ops.tolerances import FUSED
 
 
@@ -22,6 +24,15 @@ def test_gated_products_equal_the_reference(
     hidden: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    poison_new_outputs(monkeypatch)
+    check(num_tokens, on(device, launch), inter, hidden, dtype, device)
+
+
+def check(
+    num_tokens: int, launch: GemvLaunch, inter: int, hidden: int, dtype: torch.dtype,
+    device: torch.device, *, running: Running = nullcontext,
+) -> None:  # fmt: skip
+    """Compare a launch, made while something is `running`, with the reference."""
     x, norm = (
         random(num_tokens, hidden, dtype=dtype, device=device),
         random(hidden, dtype=dtype, device=device),
@@ -29,8 +40,8 @@ def test_gated_products_equal_the_reference(
     weight = random(2 * inter, hidden, dtype=dtype, device=device, scale=hidden**-0.5)
     want = reference.norm_gate_up(x.double(), norm.double(), weight.double(), 1e-5)
     plain = reference.norm_gate_up(x, norm, weight, 1e-5)
-    poison_new_outputs(monkeypatch)
-    got = kernel.norm_gate_up(x, norm, weight, 1e-5, on(device, launch))
+    with running():
+        got = kernel.norm_gate_up(x, norm, weight, 1e-5, launch)
     assert_close_to_reference(got, want, FUSED, plain if dtype != torch.float32 else None)
 
 

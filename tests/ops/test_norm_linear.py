@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.ops import norm_linear
 from lite_llama.ops.norm_linear import kernel, reference
 from tests.ops.compare import DTYPES, nmse, poison_new_outputs, random
-from tests.ops.gemv_launches import on, over_launches
+from tests.ops.gemv_launches import Running, on, over_launches
 from tests.ops.tolerances import FUSED
 
 
@@ -22,12 +24,22 @@ def test_logits_equal_the_reference(
     hidden: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    poison_new_outputs(monkeypatch)
+    check(num_tokens, on(device, launch), rows, hidden, dtype, device, biased=True)
+
+
+def check(
+    num_tokens: int, launch: GemvLaunch, rows: int, hidden: int, dtype: torch.dtype,
+    device: torch.device, *, biased: bool = False, running: Running = nullcontext,
+) -> None:  # fmt: skip
+    """Compare a launch, made while something is `running`, with the reference."""
     x, norm = (random(*s, dtype=dtype, device=device) for s in ((num_tokens, hidden), (hidden,)))
     weight = random(rows, hidden, dtype=dtype, device=device, scale=hidden**-0.5)
-    bias = random(rows, dtype=dtype, device=device)
-    want = reference.norm_linear(x.double(), norm.double(), weight.double(), 1e-5, bias.double())
-    poison_new_outputs(monkeypatch)
-    got = kernel.norm_linear(x, norm, weight, 1e-5, bias, on(device, launch))
+    bias = random(rows, dtype=dtype, device=device) if biased else None
+    wide = None if bias is None else bias.double()
+    want = reference.norm_linear(x.double(), norm.double(), weight.double(), 1e-5, wide)
+    with running():
+        got = kernel.norm_linear(x, norm, weight, 1e-5, bias, launch)
     assert got.dtype == torch.float32
     # Rounded to the weight's dtype, then widened: its tolerance is that dtype's.
     assert nmse(got, want) <= FUSED[dtype]

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.ops import norm_qkv
 from lite_llama.ops.norm_qkv import kernel, reference
 from tests.ops.compare import DTYPES, assert_close_to_reference, poison, random, same_bits
-from tests.ops.gemv_launches import on, over_launches
+from tests.ops.gemv_launches import Running, on, over_launches
 from tests.ops.tolerances import FUSED
 
 BLOCKS, BLOCK_SIZE = 3, 4
@@ -58,6 +60,19 @@ def test_queries_keys_and_values_equal_the_reference(
     hidden: int,
     biased: bool,  # noqa: FBT001
 ) -> None:
+    shape = (heads, head_dim, hidden)
+    check(num_tokens, on(device, launch), shape, dtype, device, biased=biased)
+
+
+def check(
+    num_tokens: int, launch: GemvLaunch, shape: tuple[tuple[int, int], int, int],
+    dtype: torch.dtype, device: torch.device, *, biased: bool, running: Running = nullcontext,
+) -> None:  # fmt: skip
+    """Compare a launch, made while something is `running`, with the reference.
+
+    `shape`: query and KV heads, the size of each, hidden size.
+    """
+    heads, head_dim, hidden = shape
     given = _arguments(device, dtype, heads, head_dim, hidden, num_tokens)
     bias = given.pop("bias") if biased else None
     given.pop("bias", None)
@@ -68,7 +83,8 @@ def test_queries_keys_and_values_equal_the_reference(
         1e-5, **wide,
     )  # fmt: skip
     before = given["k_cache"].clone(), given["v_cache"].clone()
-    got = kernel.norm_qkv(x, norm, weight, bias, 1e-5, **given, launch=on(device, launch))
+    with running():
+        got = kernel.norm_qkv(x, norm, weight, bias, 1e-5, **given, launch=launch)
     assert_close_to_reference(got, want, FUSED)
     for name, old in zip(("k_cache", "v_cache"), before, strict=True):
         new, wanted = given[name].flatten(0, 1), wide[name].flatten(0, 1)
