@@ -185,6 +185,8 @@ class _Rows:
             (self._top_k, [max(p.top_k, 0) for p in params]),
         ):
             held[..., : len(requests)].copy_(upload(values, held.dtype, held.device))
+        # Rows of padding are greedy: the cheapest draw, and no search that none of these asks for.
+        self._strengths[0, len(requests) :] = 0.0
 
     def first(self, num_rows: int, kind: _Kind) -> ops.SamplingRows:
         """The first rows."""

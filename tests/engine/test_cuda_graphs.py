@@ -82,6 +82,19 @@ def test_seeded_draws_are_those_of_eager_steps(
     assert run(engine(decoder, eager=False), params) == want
 
 
+def test_draws_beside_padding_are_those_of_eager_steps(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_chain, "fits", lambda *_: False)
+    cuts: tuple[dict[str, Any], ...] = ({"top_p": 0.9}, {"top_k": 40}, {})
+    drawing = replace(GREEDY, temperature=1.0, max_tokens=12, seed=1)
+    recorded, eager = engine(decoder, eager=False), engine(decoder, eager=True)
+    for cut in cuts:
+        for count in (3, 2, 1):  # three are padded to four
+            params = [replace(drawing, **cut)] * count
+            assert run(recorded, params) == run(eager, params)
+
+
 @pytest.mark.parametrize("late", [0, 7])
 def test_draws_that_wait_for_the_host_are_those_of_eager_steps(
     decoder: Decoder, late: int, monkeypatch: pytest.MonkeyPatch

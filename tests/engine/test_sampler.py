@@ -1,5 +1,7 @@
 """The draw: its random numbers, its distribution, and hostile corners of its input."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -271,3 +273,26 @@ def test_a_sampler_that_keeps_its_rows_draws_what_a_new_one_does(num_unread: int
         for one, token in zip(present, given.tolist(), strict=True):
             one.output_token_ids.append(token)
             one.num_tokens += 1
+
+
+def test_padding_of_a_recorded_draw_asks_for_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[ops.SamplingRows] = []
+    draw = ops.sample
+
+    def noting(logits: Tensor, rows: ops.SamplingRows) -> Tensor:
+        held.append(rows)
+        return draw(logits, rows)
+
+    def record(launch: Callable[[], Tensor]) -> Any:
+        tokens = launch()
+        return SimpleNamespace(replay=lambda: tokens.copy_(launch())), tokens
+
+    monkeypatch.setattr(ops, "sample", noting)
+    padded = Sampler(4, LOGITS.numel(), LOGITS.device, record)
+    logits = LOGITS.repeat(4, 1)
+    # Rows that three requests leave behind are the padding of one that cuts otherwise.
+    padded.sample(Logits(logits, in_place=True), [request(top_p=0.5)] * 3)
+    padded.sample(Logits(logits, in_place=True), [request(top_k=2)])
+    assert held[-1].any_top_k
+    assert not held[-1].any_top_p
+    assert held[-1].temperature.tolist() == [1, 0, 0, 0]

@@ -173,6 +173,14 @@ def test_the_host_may_leave_out_searches_no_row_needs(device: torch.device) -> N
     _assert_same_draws(logits, only_k)
 
 
+def test_a_cut_whose_search_was_left_out_is_not_made(device: torch.device) -> None:
+    # Ties by the thousand: the nucleus would be searched over the whole row.
+    logits = torch.zeros(2, 20_000, device=device)
+    row = _rows(2, device, top_p=0.5)
+    kept = dataclasses.replace(row, any_top_p=False)
+    assert torch.equal(_kernel(logits, kept), _reference(logits, _rows(2, device)))
+
+
 def test_logits_may_be_strided_and_stay_unchanged(device: torch.device) -> None:
     logits = random(3, 2000, dtype=torch.float32, device=device)
     strided = non_contiguous(logits)

@@ -447,12 +447,13 @@ def _threshold_of_row(
 ):
     """What the searches over the whole row found: the lowest key it keeps."""
     threshold = tl.load(thresholds_ptr + row)
-    top_p = tl.load(top_p_ptr + row)
-    if top_p < 1.0:
-        settled = _settled(
-            lows_ptr, sums_ptr, top_p, row, num_rows, splits, NUM_PASSES, BITS, SPLIT_BLOCK
-        )
-        threshold = tl.maximum(threshold, settled)
+    if NUM_PASSES > 0:  # else there are no sums to read, whatever the row's top_p
+        top_p = tl.load(top_p_ptr + row)
+        if top_p < 1.0:
+            settled = _settled(
+                lows_ptr, sums_ptr, top_p, row, num_rows, splits, NUM_PASSES, BITS, SPLIT_BLOCK
+            )
+            threshold = tl.maximum(threshold, settled)
     # However small top_p is, the most likely tokens stay.
     return tl.minimum(threshold, ordered_key(largest))
 

@@ -24,7 +24,8 @@ class SamplingRows:
     """What the draw of each row depends on; all tensors [num_rows], on the logits' device.
 
     `any_top_k` and `any_top_p` let the host, which knows the requests, promise that no row cuts by
-    top_k (all 0) or top_p (all 1): each saves the launches of a search.
+    top_k (all 0) or top_p (all 1): each saves the launches of a search. A row that does cut may
+    then be drawn without it.
     """
 
     temperature: Tensor  # float32; 0 picks the largest logit
