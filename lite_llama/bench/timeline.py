@@ -40,7 +40,7 @@ from lite_llama.models.chain_launches import (
 )
 from lite_llama.models.config import ModelConfig
 
-# Every module whose kernels wait for a kernel of the step before them.
+# Every module whose kernels wait for the one before them, in a step whose tokens are greedy.
 STAMPED_MODULES = (
     "lite_llama.kernel_lib.decode_gemv",
     "lite_llama.kernel_lib.decode_ring",

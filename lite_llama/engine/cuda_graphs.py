@@ -9,17 +9,17 @@ A graph that draws its tokens itself leaves the inputs of the step after it: as 
 sequences decode within their blocks, the host sends nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from lite_llama import ops
 from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine.batch import slots_at
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.device_table import DeviceTable
+from lite_llama.engine.graph_draw import GREEDY, GraphDraw
 from lite_llama.engine.messages import Decode, OwnsBlocks, Row
 from lite_llama.engine.recording import Recorded, destroy, padded_sizes, record
 from lite_llama.engine.upload import as_tensor, upload
@@ -70,8 +70,8 @@ class DecodeGraphs:
         self._told = torch.zeros((2, rows), dtype=torch.int64, pin_memory=True)
         self._turn = 0
         self._next: _Places | None = None  # what the last graph has left in the fields
-        # By size, and whether the greedy token is drawn within the graph.
-        self._recorded: dict[tuple[int, bool], Recorded] = {}
+        # By size, and the kind of draw within the graph; None: it leaves its logits.
+        self._recorded: dict[tuple[int, Hashable], Recorded] = {}
         self._drawn: Tensor | None = None  # what the last graph left in the token field
         self._pool = torch.cuda.graph_pool_handle()
         # A pool whose graphs are all gone can record no other: the first one stays.
@@ -82,31 +82,30 @@ class DecodeGraphs:
         requests: Sequence[OwnsBlocks],
         positions: list[int],
         token_ids: list[int] | Tensor,
-        *,
-        greedy: bool = False,
+        draw: GraphDraw | None = None,
     ) -> Tensor:
         """Compute one token of each of n requests: logits float32 [size >= n, vocab], whose rows
-        from n on are padding, or the likeliest int64 [n].
+        from n on are padding, or the tokens that `draw` draws from them, int64 [n].
 
         `token_ids` and `positions` of those tokens. Ids may still be on the device, int64 [n]:
         drawn by a step that the host has not read. The next launch overwrites the result.
         """
         count = len(requests)
         size = next(size for size in self._sizes if size >= count)
-        if (size, greedy) not in self._recorded:
+        key = size, None if draw is None else draw.kind
+        if key not in self._recorded:
             if isinstance(token_ids, Tensor):
                 token_ids = token_ids.clone()  # they may lie in the fields, which are in the way
-            recorded = self.record(size, self._launches[size], greedy=greedy)
-            self._recorded[size, greedy] = recorded
+            self._recorded[key] = self.record(size, self._launches[size], draw)
         self.table.write(0, [request.blocks for request in requests])
         places = self._write_fields(requests, positions, size)
         if token_ids is not self._drawn:
             if not isinstance(token_ids, Tensor):
                 token_ids = upload(token_ids, torch.int64, self._plan.device)
             self.fields[0, :count].copy_(token_ids)
-        graph, result = self._recorded[size, greedy]
+        graph, result = self._recorded[key]
         graph.replay()
-        if not greedy:
+        if draw is None:
             self._drawn = None
             return result
         self._next = _after(places)
@@ -143,11 +142,11 @@ class DecodeGraphs:
         return places
 
     def record(
-        self, size: int, launches: ChainLaunches | None, *, greedy: bool = False
+        self, size: int, launches: ChainLaunches | None, draw: GraphDraw | None = None
     ) -> Recorded:
         """A step of `size` sequences, and where it leaves its logits (or tokens; see `launch`)."""
         self._empty(size)
-        step = partial(self.forward, size, launches, greedy=greedy)
+        step = partial(self.forward, size, launches, draw)
         warm_up = None if launches is None else partial(_split_alike, step, launches.carveout)
         recorded = record(step, self._pool, self._plan, warm_up)
         self._first = self._first or recorded[0]
@@ -159,12 +158,14 @@ class DecodeGraphs:
         self.fields[2, :size] = -1
         self._drawn = self._next = None
 
-    def forward(self, size: int, launches: ChainLaunches | None, *, greedy: bool = False) -> Tensor:
+    def forward(
+        self, size: int, launches: ChainLaunches | None, draw: GraphDraw | None = None
+    ) -> Tensor:
         """The same step, launched from the host."""
         logits = self._compute(size, launches)
-        if not greedy:
+        if draw is None:
             return self.logits[:size].copy_(logits)
-        ops.advance_greedy(logits, self.fields, self._told)
+        draw.advance(logits, self.fields, self._told)
         return self.fields[0, :size]
 
     def _compute(self, size: int, launches: ChainLaunches | None) -> Tensor:
@@ -206,8 +207,8 @@ class SharedGraphs(DecodeGraphs):
     """Decode steps of ranks that share a model: each records and replays what rank 0 launches.
 
     A step's exchanges are in its graph. Since every rank has all logits, a greedy token is drawn
-    by each in the graph and needs no exchange of its own; tokens that rank 0 has drawn otherwise
-    and not read are broadcast before the next step, from GPU to GPU.
+    by each in the graph and needs no exchange of its own; tokens that rank 0 alone has drawn, which
+    knows the requests, and not read are broadcast before the next step, from GPU to GPU.
     """
 
     def __init__(
@@ -229,24 +230,28 @@ class SharedGraphs(DecodeGraphs):
         requests: Sequence[OwnsBlocks],
         positions: list[int],
         token_ids: list[int] | Tensor,
-        *,
-        greedy: bool = False,
+        draw: GraphDraw | None = None,
     ) -> Tensor:
-        """Compute one token of each request, on every rank; see `DecodeGraphs.launch`."""
+        """Compute one token of each request, on every rank; see `DecodeGraphs.launch`.
+
+        `draw` may be GREEDY.
+        """
         if self._workers is None:
             raise AssertionError("rank 0 launches, the others follow")
+        if draw not in (None, GREEDY):
+            raise AssertionError(f"only rank 0 knows what a draw of {draw} hangs on")
         step = Decode(
             positions=positions,
             rows=self._rows_to_send(requests),
             token_ids=None if isinstance(token_ids, Tensor) else token_ids,
             are_drawn=isinstance(token_ids, Tensor) and token_ids is self._drawn,
-            greedy=greedy,
+            greedy=draw is GREEDY,
         )
         with self._workers.step():
             self._workers.send(step)
             if isinstance(token_ids, Tensor) and not step.are_drawn:
                 token_ids = self._workers.ranks.broadcast(token_ids)
-            return super().launch(requests, positions, token_ids, greedy=greedy)
+            return super().launch(requests, positions, token_ids, draw)
 
     def _rows_to_send(self, requests: Sequence[OwnsBlocks]) -> list[Row] | None:
         """The sequences' blocks; None if they are those of the launch before."""
@@ -269,4 +274,5 @@ class SharedGraphs(DecodeGraphs):
             token_ids = ranks.broadcast(unread)
         if token_ids is None:
             raise AssertionError("no step before has drawn the tokens of this one")
-        super().launch(self._rows, step.positions, token_ids, greedy=step.greedy)
+        draw = GREEDY if step.greedy else None
+        super().launch(self._rows, step.positions, token_ids, draw)

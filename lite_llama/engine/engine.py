@@ -252,9 +252,12 @@ class Engine:
             return None
         drawing, unread = _drawing(planned), step.unread(planned)
         is_free = all(map(_draws_unread, drawing))
+        # Other ranks draw too, and do not know the requests.
+        is_known = self._workers is None or sampler.is_greedy(drawing)
         with torch.inference_mode():
-            if is_free and sampler.is_greedy(drawing) and self.runner.replays(planned):
-                read_back = _ReadBack(*self.runner.draw(planned, unread))
+            if is_free and is_known and self.runner.replays(planned):
+                draw = self._sampler.in_graph(drawing)
+                read_back = _ReadBack(*self.runner.draw(planned, unread, draw))
             else:
                 logits = self.runner.run(planned, unread)
                 if not is_free:

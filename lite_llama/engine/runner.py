@@ -7,6 +7,7 @@ from lite_llama.cache.kv_cache import KVCache
 from lite_llama.engine import batch
 from lite_llama.engine.config import EnginePlan
 from lite_llama.engine.cuda_graphs import DecodeGraphs, SharedGraphs
+from lite_llama.engine.graph_draw import GraphDraw
 from lite_llama.engine.head_graphs import HeadGraphs
 from lite_llama.engine.logits import Logits
 from lite_llama.engine.prompt_graphs import PromptGraphs
@@ -60,7 +61,7 @@ class Runner:
     ) -> Logits:
         """Logits of the wanted rows of an ordered plan (see `batch.build`)."""
         if not all_logits and self.replays(planned):
-            return Logits(self._replay(planned, unread, greedy=False), in_place=True)
+            return Logits(self._replay(planned, unread, None), in_place=True)
         inputs = batch.build(planned, self.plan.block_size, all_logits=all_logits)
         if self._workers is None:
             return self.compute(inputs, unread)
@@ -76,16 +77,18 @@ class Runner:
         return self.graphs is not None and batch.only_decodes(planned)
 
     @torch.inference_mode()
-    def draw(self, planned: list[Scheduled], unread: batch.Unread | None) -> tuple[Tensor, Tensor]:
-        """The likeliest next token of each request, int64, of a plan that is replayed.
+    def draw(
+        self, planned: list[Scheduled], unread: batch.Unread | None, draw: GraphDraw
+    ) -> tuple[Tensor, Tensor]:
+        """The next token of each request, int64, of a plan that is replayed.
 
         On the device, and where it tells the host (see `DecodeGraphs.told`).
         """
-        tokens = self._replay(planned, unread, greedy=True)
+        tokens = self._replay(planned, unread, draw)
         return tokens, self._decode_graphs.told[: len(tokens)]
 
     def _replay(
-        self, planned: list[Scheduled], unread: batch.Unread | None, *, greedy: bool
+        self, planned: list[Scheduled], unread: batch.Unread | None, draw: GraphDraw | None
     ) -> Tensor:
         requests = [scheduled.request for scheduled in planned]
         positions = [request.num_computed_tokens for request in requests]
@@ -97,7 +100,7 @@ class Runner:
             token_ids = inputs.token_ids
             if unread is not None:
                 token_ids = inputs.tokens_on(self.plan.device, unread)
-        return self._decode_graphs.launch(requests, positions, token_ids, greedy=greedy)
+        return self._decode_graphs.launch(requests, positions, token_ids, draw)
 
     @property
     def _decode_graphs(self) -> DecodeGraphs:

@@ -1,12 +1,14 @@
 """From the logits of a step to the next token of each request."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lite_llama import ops
+from lite_llama.engine.graph_draw import GREEDY, GraphDraw
 from lite_llama.engine.logits import Logits
 from lite_llama.engine.recording import Recorded
 from lite_llama.engine.request import Request, TokenLogprob, TokenLogprobs
@@ -86,15 +88,9 @@ class Sampler:
         if not all(request.is_plain for request in requests):
             _apply_bias(own, requests)
             _apply_penalties(own, requests)
-        greedy, rows = is_greedy(requests), self._rows
-        if not greedy:
-            rows.hold(requests)
-        kind = _Kind(
-            is_masked=is_masked,
-            is_greedy=greedy,
-            any_top_k=not greedy and rows.any_top_k,
-            any_top_p=not greedy and rows.any_top_p,
-        )
+        kind = self._kind(requests, is_masked=is_masked)
+        if not kind.is_greedy:
+            self._rows.place(requests)
         recorded = self._recording(logits.values, kind) if logits.in_place else None
         if is_masked:
             self._send_masks(num_rows)
@@ -103,6 +99,35 @@ class Sampler:
         graph, tokens = recorded
         graph.replay()
         return tokens[:num_rows]
+
+    def in_graph(self, requests: Sequence[Request]) -> GraphDraw:
+        """How the graph of a decode step draws for these, from the logits as they are.
+
+        It is to be launched next.
+        """
+        kind = self._kind(requests)
+        if kind.is_greedy:
+            return GREEDY
+        self._rows.forget_places()
+        return GraphDraw(kind, partial(self._advance, kind))
+
+    def _kind(self, requests: Sequence[Request], *, is_masked: bool = False) -> _Kind:
+        """The kind of a draw for these requests, whose settings are held from now on."""
+        rows, greedy = self._rows, is_greedy(requests)
+        if not greedy:
+            rows.hold(requests)
+        return _Kind(
+            is_masked=is_masked,
+            is_greedy=greedy,
+            any_top_k=not greedy and rows.any_top_k,
+            any_top_p=not greedy and rows.any_top_p,
+        )
+
+    def _advance(self, kind: _Kind, logits: Tensor, fields: Tensor, told: Tensor) -> None:
+        # A token is drawn for the position behind the last one: that of a sequence's length.
+        positions = fields[3, : len(logits)]
+        tokens = ops.sample(logits, self._rows.first(len(logits), kind, positions))
+        ops.advance_drawn(tokens, fields, told)
 
     def _recording(self, logits: Tensor, kind: _Kind) -> Recorded | None:
         if self._record is None:
@@ -129,8 +154,9 @@ class Sampler:
             ops.apply_masks(logits, self._masks[: len(logits)])
         if kind.is_greedy:
             return ops.argmax(logits)[1]
-        tokens = ops.sample(logits, self._rows.first(len(logits), kind))
-        self._rows.positions.add_(1)
+        positions = self._rows.positions
+        tokens = ops.sample(logits, self._rows.first(len(logits), kind, positions[: len(logits)]))
+        positions.add_(1)
         return tokens
 
     def _fill_masks(self, requests: Sequence[Request]) -> bool:
@@ -157,47 +183,59 @@ class _Rows:
     """The settings of a call's rows, in buffers on the device."""
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
-        # Whose they are: each draws a token a call for as long as they stay together.
+        # Whose settings they are, and whose positions: each of those draws a token a call for as
+        # long as they stay together.
         self._requests: list[Request] = []
-        self._places = torch.zeros((2, num_rows), dtype=torch.int64, device=device)
+        self._placed: list[Request] = []
+        self._seeds = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self._strengths = torch.zeros((3, num_rows), device=device)
         self._top_k = torch.zeros(num_rows, dtype=torch.int32, device=device)
-        self.positions = self._places[1]
+        self.positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.any_top_k = self.any_top_p = False
 
+    def place(self, requests: Sequence[Request]) -> None:
+        """Hold the positions of the tokens to be drawn; after each draw, all must go on by one."""
+        if self._placed != requests:
+            self._placed = list(requests)
+            self._fill(self.positions, [one.num_tokens for one in requests])
+
+    def forget_places(self) -> None:
+        """Tokens are drawn whose positions are not these."""
+        self._placed = []
+
     def hold(self, requests: Sequence[Request]) -> None:
-        """Hold the settings of these requests; after each draw, positions must go on by one."""
+        """Hold the settings of these requests."""
         if self._requests == requests:
             return
         self._requests = list(requests)
         params = [request.params for request in requests]
         self.any_top_k = any(p.top_k > 0 for p in params)
         self.any_top_p = any(p.top_p < 1 for p in params)
-        places = [[one.seed for one in requests], [one.num_tokens for one in requests]]
         strengths = [
             [p.temperature for p in params],
             [p.top_p for p in params],
             [p.min_p for p in params],
         ]
-        for held, values in (
-            (self._places, places),
-            (self._strengths, strengths),
-            (self._top_k, [max(p.top_k, 0) for p in params]),
-        ):
-            held[..., : len(requests)].copy_(upload(values, held.dtype, held.device))
+        self._fill(self._seeds, [one.seed for one in requests])
+        self._fill(self._strengths, strengths)
+        self._fill(self._top_k, [max(p.top_k, 0) for p in params])
         # Rows of padding are greedy: the cheapest draw, and no search that none of these asks for.
         self._strengths[0, len(requests) :] = 0.0
 
-    def first(self, num_rows: int, kind: _Kind) -> ops.SamplingRows:
-        """The first rows."""
-        seeds, positions = self._places[:, :num_rows]
+    @staticmethod
+    def _fill(held: Tensor, values: Sequence[float] | Sequence[Sequence[float]]) -> None:
+        sent = upload(values, held.dtype, held.device)
+        held[..., : sent.shape[-1]].copy_(sent)
+
+    def first(self, num_rows: int, kind: _Kind, positions: Tensor) -> ops.SamplingRows:
+        """The first rows, that draw for these positions."""
         temperature, top_p, min_p = self._strengths[:, :num_rows]
         return ops.SamplingRows(
             temperature=temperature,
             top_k=self._top_k[:num_rows],
             top_p=top_p,
             min_p=min_p,
-            seeds=seeds,
+            seeds=self._seeds[:num_rows],
             positions=positions,
             any_top_k=kind.any_top_k,
             any_top_p=kind.any_top_p,

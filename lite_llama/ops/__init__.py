@@ -5,7 +5,7 @@ CPU path must not pay.
 """
 
 from lite_llama.ops.add.op import add
-from lite_llama.ops.advance_greedy.op import advance_greedy
+from lite_llama.ops.advance_greedy.op import advance_drawn, advance_greedy
 from lite_llama.ops.argmax.op import argmax
 from lite_llama.ops.attention_decode.op import attention_decode
 from lite_llama.ops.attention_prefill.op import attention_prefill
@@ -38,6 +38,7 @@ __all__ = [
     "SamplingRows",
     "add",
     "add_rms_norm",
+    "advance_drawn",
     "advance_greedy",
     "apply_masks",
     "apply_penalties",

@@ -209,8 +209,8 @@ def test_a_plain_launch_in_the_chain_is_refused() -> None:
 
 def test_every_module_with_a_wait_takes_stamps() -> None:
     waiting = {module.__name__ for module in kernel_modules() if hasattr(module, "gdc_wait")}
-    waiting.discard("lite_llama.kernel_lib.stamps")
-    assert waiting == set(timeline.STAMPED_MODULES)
+    not_launched = {"lite_llama.kernel_lib.stamps", "lite_llama.ops.sample.kernel"}
+    assert waiting - not_launched == set(timeline.STAMPED_MODULES)
 
 
 def test_a_machine_that_cannot_is_one_line_and_exit_code_1(

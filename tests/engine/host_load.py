@@ -32,8 +32,8 @@ class _Nothing:
 
 
 class _DecodeGraphs(cuda_graphs.DecodeGraphs):
-    def record(self, size: int, *_: object, greedy: bool = False) -> tuple[_Nothing, Tensor]:  # type: ignore[override]
-        return _Nothing(), torch.zeros(size).long() if greedy else torch.zeros(size, VOCAB)
+    def record(self, size: int, _: object, draw: object = None) -> tuple[_Nothing, Tensor]:  # type: ignore[override]
+        return _Nothing(), torch.zeros(size).long() if draw else torch.zeros(size, VOCAB)
 
 
 class _HeadGraphs(head_graphs.HeadGraphs):

@@ -11,6 +11,7 @@ from torch import Tensor
 from lite_llama.engine import tp_worker
 from lite_llama.engine.cuda_graphs import SharedGraphs
 from lite_llama.engine.device_table import DeviceTable
+from lite_llama.engine.graph_draw import GraphDraw
 from lite_llama.engine.runner import Runner
 from lite_llama.ops.advance_greedy.op import NUM_FIELDS
 
@@ -18,13 +19,13 @@ from lite_llama.ops.advance_greedy.op import NUM_FIELDS
 class Replay:
     """A recorded step; it leaves its result where its first one was."""
 
-    def __init__(self, graphs: SharedGraphs, size: int, *, greedy: bool) -> None:
-        self._graphs, self._size, self._greedy = graphs, size, greedy
+    def __init__(self, graphs: SharedGraphs, size: int, draw: GraphDraw | None) -> None:
+        self._graphs, self._size, self._draw = graphs, size, draw
         self.result = self._compute()
 
     def _compute(self) -> Tensor:
         with torch.inference_mode():
-            return self._graphs.forward(self._size, None, greedy=self._greedy)
+            return self._graphs.forward(self._size, None, self._draw)
 
     def replay(self) -> None:
         result = self._compute()
@@ -55,19 +56,19 @@ class HostSharedGraphs(SharedGraphs):
         self._recorded, self._drawn = {}, None
         self.log: list[str] = []
 
-    def record(self, size: int, launches: Any, *, greedy: bool = False) -> Any:  # noqa: ARG002
+    def record(self, size: int, launches: Any, draw: GraphDraw | None = None) -> Any:  # noqa: ARG002
         self._empty(size)
-        graph = Replay(self, size, greedy=greedy)
+        graph = Replay(self, size, draw)
         return graph, graph.result
 
     def launch(
-        self, requests: Any, positions: Any, token_ids: Any, *, greedy: bool = False
+        self, requests: Any, positions: Any, token_ids: Any, draw: GraphDraw | None = None
     ) -> Tensor:
         if isinstance(token_ids, Tensor):
             self.log.append("drawn in the graph" if token_ids is self._drawn else "unread")
         else:
             self.log.append("read")
-        return super().launch(requests, positions, token_ids, greedy=greedy)
+        return super().launch(requests, positions, token_ids, draw)
 
 
 def without_pinning() -> None:

@@ -111,9 +111,9 @@ def test_draws_that_wait_for_the_host_are_those_of_eager_steps(
     assert graphs is not None
     launch, ahead = graphs.launch, []
 
-    def noting(requests: Any, positions: Any, tokens: Any, *, greedy: bool = False) -> Any:
+    def noting(requests: Any, positions: Any, tokens: Any, draw: Any) -> Any:
         ahead.append(isinstance(tokens, torch.Tensor))
-        return launch(requests, positions, tokens, greedy=greedy)
+        return launch(requests, positions, tokens, draw)
 
     monkeypatch.setattr(graphs, "launch", noting)
     assert run(looking, params, late=late, grammar=Near()) == want

@@ -8,6 +8,7 @@ import torch
 from lite_llama.engine import cuda_graphs
 from lite_llama.engine.config import EngineConfig, resolve
 from lite_llama.engine.cuda_graphs import DecodeGraphs
+from lite_llama.engine.graph_draw import GREEDY
 from lite_llama.engine.runner import Runner
 from lite_llama.models.loader import random_decoder
 from tests.engine.rank_without_gpu import HostSharedGraphs
@@ -54,11 +55,11 @@ class Steps:
         if given is None:
             assert graphs._drawn is not None
             given = graphs._drawn.tolist()
-        want = DecodeGraphs.launch(other, owners, positions, given, greedy=True).tolist()
+        want = DecodeGraphs.launch(other, owners, positions, given, GREEDY).tolist()
         self.num_sent = before
         on_device = graphs._drawn if tokens is None else tokens
         assert on_device is not None
-        got = DecodeGraphs.launch(graphs, owners, positions, on_device, greedy=True)
+        got = DecodeGraphs.launch(graphs, owners, positions, on_device, GREEDY)
         assert got.tolist() == want == graphs.told[: len(owners)].tolist()
         return want
 

@@ -14,15 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lite_llama import LLM, SamplingParams, ops
+from lite_llama import LLM, SamplingParams
 from lite_llama.engine import engine as engine_module
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.graph_draw import GraphDraw
 from lite_llama.engine.head_graphs import HeadGraphs
 from lite_llama.engine.prompt_graphs import PromptGraphs
 from lite_llama.engine.request import Request, StepOutput
 from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampler import Sampler
 from lite_llama.models.inputs import ForwardBatch
+from lite_llama.ops.advance_greedy.op import NUM_FIELDS
 from tests.models import tiny
 
 PROMPTS = [tiny.token_ids(length, seed=length) for length in (5, 23, 1, 40)]
@@ -41,8 +43,7 @@ class HostGraphs:
         requests: list[Request],
         positions: list[int],
         token_ids: list[int] | Tensor,
-        *,
-        greedy: bool = False,
+        draw: GraphDraw | None,
     ) -> Tensor:
         size = self._runner.plan.block_size
         places = zip(requests, positions, strict=True)
@@ -62,11 +63,14 @@ class HostGraphs:
         logits = self._runner.decoder.forward(inputs, self._runner.kv_cache)
         out = self._logits[: min(-(-len(requests) // 4) * 4, len(self._logits))]
         out[: len(requests)] = logits
-        if not greedy:
+        if draw is None:
             return out
-        tokens = ops.argmax(out[: len(requests)])[1]
-        self.told = tokens.clone()
-        return tokens
+        fields = torch.zeros(NUM_FIELDS, len(requests), dtype=torch.int64)
+        fields[3] = inputs.seq_lens
+        told = torch.zeros(2, len(requests), dtype=torch.int64)
+        draw.advance(out[: len(requests)], fields, told)
+        self.told = told[0]
+        return fields[0]
 
 
 class HostRecording:
@@ -227,8 +231,8 @@ def test_a_computed_step_is_drawn_as_a_plain_one_is(
     assert ahead == plain
     assert len({output.token_id for output in plain}) > 8
     assert log == all_ahead(14)
-    # Of 14; a free greedy token is drawn within a step that is recorded, which a prompt's is not.
-    recorded = {"greedy": 1, "min_tokens": 9}.get(kind, 14)
+    # Of 14; a free token is drawn within a step that is recorded, which a prompt's is not.
+    recorded = {"greedy": 1, "seeded": 1, "min_tokens": 9}.get(kind, 14)
     assert HostRecording.num_replays - replays == recorded
 
 

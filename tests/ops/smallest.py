@@ -82,6 +82,13 @@ def _advance_greedy(device: torch.device) -> Results:
     return fields, told
 
 
+def _advance_drawn(device: torch.device) -> Results:
+    fields = _integers(device, [[1, 2, 3], [4, 0, 8], [20, -1, 7], [5, 0, 9], [1, 0, 0]])
+    told = _integers(device, [[0, 0, 0], [0, 0, 0]])
+    ops.advance_drawn(_integers(device, [11, 12, 13]), fields, told)
+    return fields, told
+
+
 def _cache_arguments(device: torch.device, num_tokens: int, heads: int, dim: int) -> dict[str, Any]:
     k_cache, v_cache = _caches(device, heads, dim)
     return {
@@ -234,6 +241,7 @@ CASES: dict[str, dict[str, Case]] = {
     "add_rms_norm": {
         "": lambda d: ops.add_rms_norm(_new(d, 3, 77), _new(d, 3, 77), _new(d, 77), EPS)
     },
+    "advance_drawn": {"": _advance_drawn},
     "advance_greedy": {"": _advance_greedy},
     "apply_masks": {"": _apply_masks},
     "apply_penalties": {"": _apply_penalties},

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from lite_llama.errors import OperatorError
-from lite_llama.ops import advance_greedy
+from lite_llama.ops import advance_drawn, advance_greedy
 from lite_llama.ops.advance_greedy import kernel, reference
 from tests.ops.compare import cases, poison_new_outputs, random
 
@@ -59,6 +59,21 @@ def test_padding_is_left_alone_and_the_reference_agrees(device: torch.device) ->
     assert fields[0, [2, 3]].tolist() == [9, 0]
 
 
+def test_tokens_drawn_before_advance_as_those_drawn_here(device: torch.device) -> None:
+    logits = random(4, 300, dtype=torch.float32, device=device)
+    fields, told = _step(6, device)
+    fields[1:4, 2] = torch.tensor([0, -1, 0], device=device)  # padding
+    want = fields.clone(), told.clone()
+    kernel.advance_greedy(logits, *want)
+    tokens = logits.argmax(-1)
+    plain = fields.cpu(), told.cpu()
+    reference.advance_drawn(tokens.cpu(), *plain)
+    kernel.advance_drawn(tokens, fields, told)
+    for got, as_greedy, as_reference in zip((fields, told), want, plain, strict=True):
+        assert torch.equal(got, as_greedy)
+        assert torch.equal(got.cpu(), as_reference)
+
+
 def test_steps_in_turn_tell_in_turn(device: torch.device) -> None:
     fields, told = _step(1, device)
     for step, token in enumerate((5, 3, 8)):
@@ -100,3 +115,12 @@ def test_no_rows_and_calls_against_the_contract(device: torch.device) -> None:
         advance_greedy(logits, fields.int(), told)
     with pytest.raises(OperatorError, match="expected 1 in the last dimension"):
         advance_greedy(torch.zeros(9, 2, device=device).T, fields, told)
+    tokens = torch.zeros(2, dtype=torch.int64, device=device)
+    advance_drawn(tokens[:0], fields, told)
+    assert torch.equal(fields, before)
+    with pytest.raises(OperatorError, match=r"tokens has shape \(3,\), expected \[0..2\]"):
+        advance_drawn(torch.zeros(3, dtype=torch.int64, device=device), fields, told)
+    with pytest.raises(OperatorError, match=r"tokens has dtype torch\.float32"):
+        advance_drawn(tokens.float(), fields, told)
+    with pytest.raises(OperatorError, match=r"told has shape \(1, 2\), expected \(2, 2\)"):
+        advance_drawn(tokens, fields, told[:1])

@@ -1,6 +1,6 @@
 """advance_greedy in Triton: argmax's two kernels, the second of which moves the fields on.
 
-Both are dependent launches, whatever stands before them, and wait first thing: between two steps of
+All are dependent launches, whatever stands before them, and wait first thing: between two steps of
 a small model the time that a launch takes is all the time there is.
 """
 
@@ -34,17 +34,38 @@ def _advance(
 ):
     """Grid: (rows,)."""
     row = tl.program_id(0)
-    field_ptr = fields_ptr + row
-    # Written by no kernel of this step: read before the wait.
-    position = tl.load(field_ptr + num_rows)
-    slot = tl.load(field_ptr + 2 * num_rows)
-    length = tl.load(field_ptr + 3 * num_rows)
-    turn = tl.load(field_ptr + 4 * num_rows)
+    fields = _fields(fields_ptr, num_rows, row)
     if OVERLAP:
         gdc_wait()
     piece = tl.arange(0, BLOCK)
     best = tl.load(best_ptr + row * pieces + piece, mask=piece < pieces, other=0)
-    token = index_of(tl.max(best, axis=0))
+    _move_on(index_of(tl.max(best, axis=0)), fields, fields_ptr, told_ptr, num_rows, row)
+
+
+@triton.jit
+def _advance_drawn(tokens_ptr, fields_ptr, told_ptr, num_rows, OVERLAP: tl.constexpr):
+    """Grid: (rows,)."""
+    row = tl.program_id(0)
+    fields = _fields(fields_ptr, num_rows, row)
+    if OVERLAP:
+        gdc_wait()
+    _move_on(tl.load(tokens_ptr + row), fields, fields_ptr, told_ptr, num_rows, row)
+
+
+@triton.jit
+def _fields(fields_ptr, num_rows, row):
+    """(position, slot, length, turn), which no kernel of this step writes: read before the wait."""
+    field_ptr = fields_ptr + row
+    position = tl.load(field_ptr + num_rows)
+    slot = tl.load(field_ptr + 2 * num_rows)
+    length = tl.load(field_ptr + 3 * num_rows)
+    return position, slot, length, tl.load(field_ptr + 4 * num_rows)
+
+
+@triton.jit
+def _move_on(token, fields, fields_ptr, told_ptr, num_rows, row):
+    position, slot, length, turn = fields
+    field_ptr = fields_ptr + row
     real = length > 0
     tl.store(told_ptr + turn * num_rows + row, token, mask=real)
     tl.store(field_ptr, token, mask=real)
@@ -80,4 +101,12 @@ def advance_greedy(logits: Tensor, fields: Tensor, told: Tensor) -> None:
         OVERLAP=overlap,
         num_warps=launch.joining_warps,
         launch_pdl=overlap,
+    )
+
+
+def advance_drawn(tokens: Tensor, fields: Tensor, told: Tensor) -> None:
+    """`tokens`: at least one."""
+    overlap = gpu_spec(tokens.device).has_pdl
+    _advance_drawn[(len(tokens),)](
+        tokens, fields, told, fields.shape[1], OVERLAP=overlap, num_warps=1, launch_pdl=overlap
     )

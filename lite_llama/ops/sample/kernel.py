@@ -10,13 +10,18 @@ that otherwise leave at once: top_k by a program a row, top_p by a program a pie
 Rows without a cut need no threshold: their kept mass is summed piece by piece, and one program a
 row inverts the cumulative distribution in the piece that holds the draw. Nothing depends on other
 rows, and no result on the order programs run in.
+
+The kernels of a draw are dependent launches that wait first thing, so that the next one's programs
+are there when one has ended: most of these launches are short.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.kernel_lib.ordered_keys import (
     best_indexed_key,
     float_of_key,
@@ -32,6 +37,14 @@ _SCAN_BLOCK = 8192
 # A launch of the search for top_p over whole rows settles 4 bits; narrow floats leave bits unused.
 _BITS_PER_PASS = 4
 _NUM_PASSES = 32 // _BITS_PER_PASS
+
+
+@triton.jit
+def _begin(OVERLAP: tl.constexpr):
+    """Let the next kernel come, and wait for the one before."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
@@ -123,7 +136,9 @@ def _summarise_piece(
     SEARCHED: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    _begin(OVERLAP)
     row = (tl.program_id(0) // splits).to(tl.int64)
     piece = tl.program_id(0) % splits
     logits_ptr += row * row_stride
@@ -256,8 +271,10 @@ def _draw_from_best_groups(
     GROUPS_BLOCK: tl.constexpr,
     BEST_GROUPS: tl.constexpr,
     FEW_GROUPS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Draws the rows whose thresholds lie in their best groups; for others out is −1."""
+    _begin(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     best = _row_best(best_ptr, row, splits, SPLIT_BLOCK)
@@ -331,8 +348,10 @@ def _search_top_k(
     row_stride,
     vocab,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The top_k-th largest key of rows that are not drawn yet, from whole rows, 2 bits a pass."""
+    _begin(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     top_k = tl.load(top_k_ptr + row)
     if (tl.load(out_ptr + row) >= 0) | (top_k <= 0) | (top_k >= vocab):
@@ -401,9 +420,11 @@ def _search_top_p(
     BITS: tl.constexpr,
     SPLIT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One pass for the rows that are not drawn yet: the mass of a piece's tokens at or above each
     of 2^BITS thresholds, which go on from what the passes before settled."""
+    _begin(OVERLAP)
     row = (tl.program_id(0) // splits).to(tl.int64)
     top_p = tl.load(top_p_ptr + row)
     if (tl.load(out_ptr + row) >= 0) | (top_p >= 1.0):
@@ -479,7 +500,9 @@ def _kept_mass(
     BITS: tl.constexpr,
     SPLIT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    _begin(OVERLAP)
     row = (tl.program_id(0) // splits).to(tl.int64)
     if SEARCHED & (tl.load(out_ptr + row) >= 0):
         return
@@ -534,7 +557,9 @@ def _draw(
     BITS: tl.constexpr,
     SPLIT_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    _begin(OVERLAP)
     row = tl.program_id(0).to(tl.int64)
     if SEARCHED & (tl.load(out_ptr + row) >= 0):
         return
@@ -700,6 +725,8 @@ def sample(
     num_passes = _NUM_PASSES if any_top_p else 0
     lows = torch.empty(num_passes, num_rows, dtype=torch.uint32, device=device)
     sums = torch.empty(num_passes, num_rows, launch.splits, 1 << _BITS_PER_PASS, device=device)
+    overlap = gpu_spec(device).has_pdl
+    dependent = {"OVERLAP": overlap, "launch_pdl": overlap}
     grid = (num_rows * launch.splits,)
     sizes = (logits.stride(0), vocab, launch.splits)
     _summarise_piece[grid](
@@ -716,6 +743,7 @@ def sample(
         GROUP=launch.group,
         BLOCK=launch.block,
         num_warps=launch.num_warps,
+        **dependent,
     )
     if searched:
         chosen = torch.empty(num_rows, launch.best_groups, dtype=torch.int32, device=device)
@@ -741,6 +769,7 @@ def sample(
             BEST_GROUPS=launch.best_groups,
             FEW_GROUPS=launch.few_groups,
             num_warps=min(max(launch.best_groups * launch.group // 512, 1), 16),
+            **dependent,
         )
     if any_top_k:
         _search_top_k[(num_rows,)](
@@ -752,6 +781,7 @@ def sample(
             vocab,
             BLOCK=_SCAN_BLOCK,
             num_warps=16,
+            **dependent,
         )
     pass_sizes = (logits.stride(0), num_rows, vocab, launch.splits)
     meta = {
@@ -759,6 +789,7 @@ def sample(
         "SPLIT_BLOCK": launch.split_block,
         "BLOCK": launch.block,
         "num_warps": launch.num_warps,
+        **dependent,
     }
     for i in range(num_passes):
         _search_top_p[grid](
