@@ -26,7 +26,7 @@ SHIPPED = _PACKAGE / "tuned"
 # The kernels of the decode chain, from the package's root.
 PRODUCTS = ("kernel_lib/decode_*.py", "ops/linear_add/kernel.py", "ops/norm_*/kernel.py")
 ATTENTION = ("ops/attention_decode/kernel.py",)
-_POWERS = ("block_n", "block_k", "num_warps")
+_POWERS = ("block_n", "block_k", "num_warps", "first_tiles")
 _MAX_INTEGER = 1 << 20
 
 Launch = TypeVar("Launch")

@@ -39,6 +39,7 @@ _GROUPS, _WHOLE_ROW = (2, 4, 8), 8192
 # Bytes of weight tiles in flight through shared memory, a program.
 _BYTES_IN_FLIGHT = (16 << 10, 100 << 10)
 _RING_BYTES = (48 << 10, 132 << 10)
+_MOST_FIRST_KEYS = 128
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Space:
         if site == "carveout":
             return []
         if site == "attention":
-            return [_programs, _attention_modes]
+            return [_first_tiles, _programs, _attention_modes]
         return [_modes, _overlaps, _prefetches, _switches]
 
     def everything(self, site: str, value: Site) -> list[Site]:
@@ -255,6 +256,17 @@ def _switches(value: GemvLaunch) -> list[Site]:
     ]
 
 
+def _first_tiles(value: AttentionSite) -> list[Site]:
+    """What a program loads before the wait, in its registers."""
+    launch = value.launch
+    most = min(launch.min_chunk, _MOST_FIRST_KEYS) // launch.block_n
+    return [
+        replace(value, launch=replace(launch, first_tiles=count))
+        for count in (1, 2, 4)
+        if count <= most
+    ]
+
+
 def _programs(value: AttentionSite) -> list[Site]:
     most = value.launch.max_chunks
     counts = [1 << i for i in range(most.bit_length()) if 1 << i <= most]
@@ -271,9 +283,11 @@ def describe(value: Site) -> str:
     """A launch in a few words, for tables."""
     if isinstance(value, AttentionSite):
         launch = value.launch
+        keys = launch.block_n * launch.first_tiles
+        first = f"{keys} keys first, then " if launch.first_tiles > 1 else ""
         return (
             f"chunks <= {launch.max_chunks} of >= {launch.min_chunk}, "
-            f"{launch.programs_per_head} programs, {launch.block_n} keys, "
+            f"{launch.programs_per_head} programs, {first}{launch.block_n} keys, "
             f"{launch.num_warps} warps, {launch.num_stages} stages, "
             f"{'plain' if value.overlap < 0 else f'PDL, overlap {value.overlap:g}'}"
         )

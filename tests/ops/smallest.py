@@ -76,17 +76,22 @@ def _kv_write(device: torch.device) -> Results:
 
 
 def _advance_greedy(device: torch.device) -> Results:
-    fields = _integers(device, [[1, 2, 3], [4, 0, 8], [20, -1, 7], [5, 0, 9], [1, 0, 0]])
-    told = _integers(device, [[0, 0, 0], [0, 0, 0]])
+    fields, told = _step(device)
     ops.advance_greedy(_new(device, 3, 9001), fields, told)
     return fields, told
 
 
 def _advance_drawn(device: torch.device) -> Results:
-    fields = _integers(device, [[1, 2, 3], [4, 0, 8], [20, -1, 7], [5, 0, 9], [1, 0, 0]])
-    told = _integers(device, [[0, 0, 0], [0, 0, 0]])
+    fields, told = _step(device)
     ops.advance_drawn(_integers(device, [11, 12, 13]), fields, told)
     return fields, told
+
+
+def _step(device: torch.device) -> Results:
+    """Fields of a step, with a row of padding, and what nobody has told."""
+    fields = torch.tensor([[1, 2, 3], [4, 0, 8], [20, -1, 7], [5, 0, 9], [1, 0, 0]])
+    between = [torch.empty(shape, dtype=torch.int64, device=device) for shape in ((5, 3), (2, 3))]
+    return between[0].copy_(fields), between[1].zero_()
 
 
 def _cache_arguments(device: torch.device, num_tokens: int, heads: int, dim: int) -> dict[str, Any]:

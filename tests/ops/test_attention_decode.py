@@ -121,11 +121,19 @@ def test_padding_rows_of_length_zero_give_zeros(
 
 
 @pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("how", [SPLIT, Launch(4, 64, 4, 32, num_warps=4, num_stages=2)])
+@pytest.mark.parametrize(
+    "how",
+    [
+        SPLIT,
+        Launch(4, 64, 4, 32, num_warps=4, num_stages=2),
+        Launch(4, 64, 2, 32, num_warps=4, num_stages=2, first_tiles=2),
+        Launch(4, 64, 4, 16, num_warps=4, num_stages=3, first_tiles=4),
+    ],
+)
 def test_a_dependent_launch_gives_the_same_result(
     device: torch.device, how: Launch, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first tile is read before the wait, and the newest key of it after.
+    """Its first tile, or tiles as one, is read before the wait, and the newest key of it after.
 
     More than two chunks are folded in another order: an element may round the other way.
     """
@@ -320,4 +328,4 @@ def test_the_launch_is_the_best_measured_compromise(
 
 def test_one_sequence_in_a_chain_is_cut_for_latency() -> None:
     problem = Problem(1, 8, 4, 64, torch.bfloat16, 131072, in_chain=True)
-    assert choose_launch(problem, H200) == Launch(32, 64, 32, 64, 4, 3)
+    assert choose_launch(problem, H200) == Launch(32, 128, 32, 64, 4, 5, first_tiles=2)

@@ -371,6 +371,7 @@ def attention_decode_kernel(
     ALIGNMENT: tl.constexpr,
     COLUMNS: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
+    FIRST_N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ONE_CHUNK: tl.constexpr,
@@ -386,6 +387,7 @@ def attention_decode_kernel(
 
     K_STRIDES, V_STRIDES: of blocks, tokens and heads; constants, so that only a block's place is
     computed. RUN: keys that lie in one tile and one block. ALIGNMENT: of all of them, in bytes.
+    FIRST_N: keys that are loaded before the wait, as one tile; BLOCK_N: of every other tile.
     """
     if TRIGGER:
         gdc_launch_dependents()
@@ -404,7 +406,7 @@ def attention_decode_kernel(
         window_begin = kv_len - window
         first = tl.maximum(window_begin, 0) // RUN * RUN
     num_keys = kv_len - first
-    chunk = tl.cdiv(tl.maximum(tl.cdiv(num_keys, max_chunks), min_chunk), BLOCK_N) * BLOCK_N
+    chunk = tl.cdiv(tl.maximum(tl.cdiv(num_keys, max_chunks), min_chunk), FIRST_N) * FIRST_N
     num_chunks = tl.cdiv(num_keys, chunk)
     # In the chain a program's chunks lie apart: the first is known before the wait. Elsewhere they
     # are neighbours: loads stay in flight from one to the next.
@@ -427,14 +429,14 @@ def attention_decode_kernel(
         # writes: the others are of earlier steps. Idle programs have left: all that write wait.
         first_begin = first + part * chunk
         first_end = tl.minimum(first_begin + chunk, kv_len)
-        first_seen = _seen(first_begin, window_begin, first_end, BLOCK_N)
+        first_seen = _seen(first_begin, window_begin, first_end, FIRST_N)
         k_rows, v_rows = _tile_rows(
             k_ptr, v_ptr, table_row_ptr, first_begin, first_end, K_STRIDES, V_STRIDES,
-            BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT,
+            BLOCK_SIZE, FIRST_N, RUN, ALIGNMENT,
         )  # fmt: skip
         first_k_ptr = k_rows[:, None] + dims[None, :]
         first_v_ptr = v_rows[None, :] + dims[:, None]
-        newest = tl.arange(0, BLOCK_N) == kv_len - 1 - first_begin
+        newest = tl.arange(0, FIRST_N) == kv_len - 1 - first_begin
         old = first_seen & ~newest
         k = tl.load(first_k_ptr, mask=old[:, None] & real_dim[None, :], other=0.0)
         v = tl.load(first_v_ptr, mask=old[None, :] & real_dim[:, None], other=0.0)
@@ -456,12 +458,14 @@ def attention_decode_kernel(
     partial_rows = out_rows * max_chunks
 
     total = _before_keys(sinks_ptr, heads, real_row, COLUMNS, BLOCK_D, HAS_SINKS)
-    acc, row_max, sums = _nothing_seen(BLOCK_N, COLUMNS, BLOCK_D)
+    acc, row_max, sums = _nothing_seen(FIRST_N, COLUMNS, BLOCK_D)
     if OVERLAP:
         if num_chunks > 0:
             acc, row_max, sums = _fold_tile(
                 q, k, v, first_seen, qk_scale, acc, row_max, sums, PRECISION
             )
+        # As of a tile of the loop.
+        sums = tl.sum(tl.reshape(sums, (FIRST_N // BLOCK_N, BLOCK_N, COLUMNS)), 0)
         if ONE_CHUNK:  # A loop of one round, which the compiler knows to be one.
             last, step = part + 1, 1
         else:
@@ -469,7 +473,7 @@ def attention_decode_kernel(
         for index in range(part, last, step):
             begin = first + index * chunk
             end = tl.minimum(begin + chunk, kv_len)
-            begin += tl.where(index == part, BLOCK_N, 0)
+            begin += tl.where(index == part, FIRST_N, 0)
             if begin < end:  # A loop that never runs would still find where its first tiles lie.
                 for start in range(begin, end, BLOCK_N):
                     acc, row_max, sums = _load_and_fold(
@@ -679,6 +683,7 @@ def launch(
         ALIGNMENT=_alignment(k_cache, v_cache),
         COLUMNS=columns,
         GROUP_ROWS=triton.next_power_of_2(q_per_kv),
+        FIRST_N=how.block_n * (how.first_tiles if in_chain else 1),
         BLOCK_N=how.block_n,
         BLOCK_D=block_d,
         ONE_CHUNK=one_chunk,

@@ -29,7 +29,8 @@ class Launch:
 
     `programs_per_head` programs share the chunks of one sequence and KV head; `by_length`: a long
     sequence has more and a short one fewer, so many in the mean, unless there is one for every
-    chunk, or they are in a chain. Each reads `block_n` keys at a time.
+    chunk, or they are in a chain. Each reads `block_n` keys at a time, in a chain `first_tiles`
+    times as many at first, which need not be in shared memory.
     """
 
     max_chunks: int
@@ -39,6 +40,7 @@ class Launch:
     num_warps: int
     num_stages: int
     by_length: bool = False
+    first_tiles: int = 1
 
 
 def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
@@ -64,9 +66,13 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     filling = programs_per_sm * gpu.num_sms // num_pairs
     programs = min(max_chunks, max(1, 1 << filling.bit_length() >> 1))
     if problem.in_chain:
-        # A step of Llama-3.2-1B at 250 keys takes 0.697 ms with these and 0.702 with tiles of 128,
-        # one of Qwen3-0.6B 0.568 and 0.604: what counts is how little code runs after the wait.
         if problem.num_seqs <= 4:
+            # A step of Llama-3.2-1B takes 0.8 % longer at 140 keys than with first tiles of 64 and
+            # 3 stages, and 3, 9 and 16 % less at 2048, 32768 and 131000: more is on its way.
+            if problem.head_dim <= 64:
+                return Launch(max_chunks, 128, programs, 64, 4, num_stages=5, first_tiles=2)
+            # One of Qwen3-0.6B 0.568 ms, and 0.604 with tiles of 128: what counts is how little
+            # code runs after the wait.
             return Launch(max_chunks, 64, programs, 64, num_warps=4, num_stages=3)
         # Of 8 sequences of Llama-3.2-1B 4 % of a step at 140 to 380 keys, a tie at 2048.
         block_n = 128 if problem.head_dim <= 64 else 64

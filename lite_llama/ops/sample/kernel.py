@@ -298,8 +298,8 @@ def _draw_from_best_groups(
     maxima = tl.load(maxima_at, mask=group < num_groups, other=0)
     chosen_ptr += row * BEST_GROUPS
     token = tl.full([], -1, tl.int32)
-    # A quarter: the rest is room for groups that tie.
-    if (top_k > 0) & (top_k <= FEW_GROUPS // 4):
+    # A quarter: the rest is room for groups that tie. Without top_k few hold most nuclei.
+    if top_k <= FEW_GROUPS // 4:
         token = _draw_from_groups(
             logits_ptr,
             vocab,

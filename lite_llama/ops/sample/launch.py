@@ -11,14 +11,14 @@ _MAX_SPLITS = 1024
 MAX_VOCAB = _BLOCK * _MAX_SPLITS
 # One program holds a row's group maxima in registers, then the tokens of its best groups.
 _MIN_GROUP, _MAX_GROUPS_OF_ROW, _MAX_TOKENS = 16, 8192, 16384
-# What a small top_k looks at first: sums over fewer tokens.
+# What a small top_k, or top_p alone, looks at first: sums over fewer tokens.
 _FEW_GROUPS = 256
 
 
 @dataclass(frozen=True)
 class SampleLaunch:
     """A row is cut into `splits` pieces of `block` columns, and into `groups` of `group` columns,
-    of which the best `best_groups` are looked at closely, for a small top_k `few_groups` before;
+    of which the best `best_groups` are looked at closely, and `few_groups` before them;
     `*_block` pad to powers of two."""
 
     splits: int
