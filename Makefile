@@ -40,7 +40,7 @@ GPU_READY := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
 gpu: gpu-values gpu-serving gpu-soak sanitize gpu-bench
 
 gpu-values: $(GPU_READY)
-	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py tests/engine/test_prompt_graphs.py tests/tuning/test_gpu.py tests/models/test_chain_stress.py
+	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py tests/engine/test_prompt_graphs.py tests/tuning/test_gpu.py tests/models/test_decode_chain.py tests/models/test_chain_stress.py
 
 gpu-serving: $(GPU_READY)
 	$(GPU_PYTHON) -m pytest -s -p tests.server.matrix tests/server/test_gpu.py tests/ops/test_smallest.py

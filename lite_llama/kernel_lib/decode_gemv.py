@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from lite_llama.kernel_lib.decode_ring import run_ring
+from lite_llama.kernel_lib.decode_ring import product_columns, run_ring
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import gpu_spec
 
@@ -127,7 +127,7 @@ def products(
 @triton.constexpr_function
 def num_columns(num_tokens, stages):
     """Columns of what `products` returns: the tokens, and some more."""
-    return 8 if stages > 0 else triton.next_power_of_2(num_tokens)
+    return product_columns(num_tokens) if stages > 0 else triton.next_power_of_2(num_tokens)
 
 
 @triton.jit
@@ -274,7 +274,7 @@ def _products_on_tensor_cores(
     TRIGGER: tl.constexpr,
 ):
     """Rows of the weight are the rows of the tensor cores' tile, tokens its few columns."""
-    TOKENS: tl.constexpr = 8
+    TOKENS: tl.constexpr = num_columns(M, 1)
     PRECISION: tl.constexpr = "ieee" if x_ptr.dtype.element_ty == tl.float32 else "tf32"
     columns = tl.arange(0, BLOCK_K)
     tokens = tl.arange(0, TOKENS)

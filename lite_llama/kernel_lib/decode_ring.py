@@ -1,4 +1,4 @@
-"""Products of two to eight tokens: weights on their way to shared memory before the wait (Gluon).
+"""Products of 2 to 16 tokens: weights on their way to shared memory before the wait (Gluon).
 
 As in `decode_gemv`, a program owns a few rows and asks for weights before it waits for the kernel
 that makes its input. Here they come by asynchronous copies into a ring of STAGES tiles, which plain
@@ -22,15 +22,15 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from lite_llama.kernel_lib.decode_rotation import store_rotated
-from lite_llama.kernel_lib.gemv_launch import GemvLaunch
+from lite_llama.kernel_lib.gemv_launch import GemvLaunch, token_columns
 from lite_llama.kernel_lib.gpu import gpu_spec
 
-TOKENS = gl.constexpr(8)
+product_columns = gluon.constexpr_function(token_columns)
 # Its name from Triton 3.9 on, and the one before.
 load_to_shared = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
-# Tiles of x that are on their way before the first is needed, where no norm needs all of them.
-_TILES_AHEAD = gl.constexpr(8)
-# Shared memory for the sums over warps, and what the driver keeps.
+# Tiles of x, times tokens, on their way before the first is needed, where no norm needs them all.
+_TILES_AHEAD = gl.constexpr(64)
+# Shared memory for the sums over warps, and what the driver keeps, for each eight tokens.
 _OTHER_BYTES = 8 << 10
 # Of an SM: what a program's threads may have together.
 _REGISTERS = 64 << 10
@@ -38,7 +38,7 @@ _REGISTERS = 64 << 10
 
 @gluon.constexpr_function
 def _product_layout(num_warps):
-    """Of [num_warps, rows, TOKENS]."""
+    """Of [num_warps, rows, tokens]."""
     return gl.NVMMADistributedLayout(
         version=[2, 0], warps_per_cta=[num_warps, 1, 1], instr_shape=[1, 16, 8]
     )
@@ -61,7 +61,7 @@ def _ring_layout(columns):
 
 @gluon.constexpr_function
 def _sum_layout(num_warps, rows):
-    """Of [num_warps, rows, TOKENS]: what is summed lies in one thread."""
+    """Of [num_warps, rows, tokens]: what is summed lies in one thread."""
     lanes = min(32, rows)
     warps = max(1, min(num_warps, rows // 32))
     return gl.BlockedLayout(
@@ -70,14 +70,15 @@ def _sum_layout(num_warps, rows):
 
 
 @gluon.constexpr_function
-def _pair_layout(num_warps, rows):
+def _pair_layout(num_warps, rows, tokens):
     """The same, and rows r and r + rows / 2 in one thread."""
     half = (rows // 2).bit_length() - 1
-    lanes = [[0, 1 << i, 0] for i in range(half)] + [[0, 0, 1 << i] for i in range(3)]
+    lanes = [[0, 1 << i, 0] for i in range(half)]
+    lanes += [[0, 0, 1 << i] for i in range(tokens.bit_length() - 1)]
     rest, splits = lanes[5:], num_warps.bit_length() - 1
     warps = [rest[i] if i < len(rest) else [0, 0, 0] for i in range(splits)]
     registers = [[1 << i, 0, 0] for i in range(splits)] + [[0, rows // 2, 0]] + rest[splits:]
-    return gl.DistributedLinearLayout(registers, lanes[:5], warps, [], [num_warps, rows, 8])
+    return gl.DistributedLinearLayout(registers, lanes[:5], warps, [], [num_warps, rows, tokens])
 
 
 @gluon.constexpr_function
@@ -123,7 +124,7 @@ def _copy(buffer, tile_ptr):
 @gluon.jit
 def _sums_of_group(
     group, tile_ptr, next_ptr, buffers, xs, x_tile_ptr,
-    ROWS: gl.constexpr, BLOCK_K: gl.constexpr, TILES: gl.constexpr,
+    TOKENS: gl.constexpr, ROWS: gl.constexpr, BLOCK_K: gl.constexpr, TILES: gl.constexpr,
     GROUPS: gl.constexpr, OVERLAP: gl.constexpr, TRIGGER: gl.constexpr,
 ):  # fmt: skip
     """Partial sums [num_warps, ROWS, TOKENS]; the ring is filled with what comes next."""
@@ -164,6 +165,7 @@ def ring_kernel(
     NUM_Q heads of 2 SPAN they are rotated and y [M, NUM_Q, 2 SPAN], k and v are written, as
     `norm_qkv` does; without, y [M, N / 2] = silu(a) b.
     """
+    TOKENS: gl.constexpr = product_columns(M)
     W: gl.constexpr = gl.num_warps()
     COLUMNS: gl.constexpr = BLOCK_K // W
     TILES: gl.constexpr = K // BLOCK_K
@@ -230,7 +232,7 @@ def ring_kernel(
     x_tile_ptr = x_ptr + (gl.expand_dims(columns, 2) + tokens[None, None, :] * K)
     ALL: gl.constexpr = norm_ptr is not None or GROUPS > 1
     xs = ()
-    for t in gl.static_range(TILES if ALL else min(TILES, _TILES_AHEAD)):
+    for t in gl.static_range(TILES if ALL else min(TILES, _TILES_AHEAD // TOKENS)):
         xs += (gl.load(x_tile_ptr + t * BLOCK_K),)
     if residual_ptr is not None:
         gl.static_assert(GROUPS == 1)
@@ -255,7 +257,7 @@ def ring_kernel(
             next_ptr = _tile_pointers(w_ptr, next_first, N, K, SPAN, ROWS, COLUMNS, COPY)
         sums = _sums_of_group(
             group, tile_ptr, next_ptr, buffers, xs, x_tile_ptr,
-            ROWS, BLOCK_K, TILES, GROUPS, OVERLAP, TRIGGER,
+            TOKENS, ROWS, BLOCK_K, TILES, GROUPS, OVERLAP, TRIGGER,
         )  # fmt: skip
         tile_ptr = next_ptr
         own_rows = rows + group * OUT_ROWS
@@ -271,7 +273,7 @@ def ring_kernel(
                 y = y.to(gl.float32) + residual.to(gl.float32)
             gl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=inside)
         else:
-            pairs = gl.sum(gl.convert_layout(sums, _pair_layout(W, ROWS)), 0)
+            pairs = gl.sum(gl.convert_layout(sums, _pair_layout(W, ROWS, TOKENS)), 0)
             pairs = gl.permute(gl.reshape(pairs, [2, OUT_ROWS, TOKENS]), [1, 2, 0])
             a, b = gl.split(pairs)
             a, b = gl.convert_layout(a, OUT), gl.convert_layout(b, OUT)
@@ -310,7 +312,9 @@ def run_ring(
     """
     num_rows, num_columns = weight.shape
     rows, gpu = how.block_n * (2 if span else 1), gpu_spec(x.device)
-    room = gpu.shared_bytes_per_block - _OTHER_BYTES - num_columns * weight.itemsize
+    num_tokens = token_columns(len(x))
+    room = gpu.shared_bytes_per_block - _OTHER_BYTES * num_tokens // 8
+    room -= num_columns * weight.itemsize
     most = max(1, room // (rows * how.block_k * weight.itemsize))
     how = replace(how, num_stages=min(how.num_stages, most))
     alone = bias is not None or residual is not None or caches is not None
@@ -341,20 +345,24 @@ def run_ring(
         TRIGGER=int(how.overlap > 0),
         num_warps=how.num_warps,
         maxnreg=_registers(
-            how.num_warps, num_columns, groups, has_norm=norm is not None, rotates=num_kv > 0
+            how.num_warps,
+            num_columns * num_tokens,
+            groups,
+            has_norm=norm is not None,
+            rotates=num_kv > 0,
         ),
         launch_pdl=overlap,
     )
 
 
 def _registers(
-    num_warps: int, num_columns: int, groups: int, *, has_norm: bool, rotates: bool
+    num_warps: int, num_values: int, groups: int, *, has_norm: bool, rotates: bool
 ) -> int:
     """Registers of a thread: two programs an SM where nothing spills, and room beside them."""
     least = 64 if num_warps > 8 else 96 if groups > 1 else 128
     if not has_norm and groups == 1:
         return least
-    taken = num_columns // (8 * num_warps) + (8 if rotates else 0)  # by x, and by angles
+    taken = num_values // (64 * num_warps) + (8 if rotates else 0)  # by x, and by angles
     steps = ((16, 64), (32, 96), (48, 128))
     limit = max(least, next((limit for most, limit in steps if taken <= most), 168))
     return min(limit, _REGISTERS // (32 * num_warps))

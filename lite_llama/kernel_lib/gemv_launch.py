@@ -7,9 +7,14 @@ import torch
 
 from lite_llama.kernel_lib.gpu import GpuSpec
 
-MAX_TOKENS = 8
+MAX_TOKENS = 16
 # In flight of one program's weights: a ring of 8 tiles of 16 x 512.
 _RING_BYTES = 128 << 10
+
+
+def token_columns(num_tokens: int) -> int:
+    """Columns of the tensor cores' product of so many tokens: they take eight at a time."""
+    return 8 if num_tokens <= 8 else 16
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def choose_gemv(
     """
     widest = 1 << (num_columns - 1).bit_length()
     if num_tokens > 1 and num_columns % 256 == 0:
-        return _choose_ring(num_rows * (2 if pairs else 1), num_columns, pairs=pairs)
+        return _choose_ring(num_rows * (2 if pairs else 1), num_columns, num_tokens, pairs=pairs)
     if num_tokens > 2:
         # Found by `lite-llama tune` at 8 tokens: 1.53 -> 0.98 ms a step.
         if num_rows >= 65536:
@@ -124,20 +129,30 @@ def choose_gemv(
     return GemvLaunch(2, min(widest, 1024), 4)
 
 
-def _choose_ring(num_rows: int, num_columns: int, *, pairs: bool) -> GemvLaunch:
-    """Tiles of 16 rows; two programs an SM, which own as many groups of them as there are."""
+def _choose_ring(num_rows: int, num_columns: int, num_tokens: int, *, pairs: bool) -> GemvLaunch:
+    """Tiles of 16 rows; two programs an SM, which own as many groups of them as there are.
+
+    Of 16 tokens one program: each reads all of x, and holds it.
+    """
     # 8 tokens of Llama-3.2-1B on an H200: all products 0.81 -> 0.69 ms (docs/lab/decode_chain.md).
     block_k, num_warps = (512 if num_columns % 512 == 0 else 256), 8
-    if num_columns > 3072 and num_columns % 512 == 0 and (pairs or num_rows >= 65536):
+    num_values = num_columns * token_columns(num_tokens)
+    if num_values > 8 * 3072 and num_columns % 512 == 0 and (pairs or num_rows >= 65536):
         # x, which is normed, stays in the registers of more threads.
         block_k, num_warps = (1024 if num_columns % 2048 == 0 else 512), 16
     tiles, tile_bytes = num_columns // block_k, 16 * block_k * 2
     most = _RING_BYTES // tile_bytes
-    groups = 1 << round(math.log2(max(1.0, num_rows / (16 * 264))))
+    num_programs = 264 if token_columns(num_tokens) == 8 else 132
+    groups = 1 << round(math.log2(max(1.0, num_rows / (16 * num_programs))))
+    rows = 16
+    if groups == 2 and num_programs == 132:  # of products that rotate or add, which have no groups
+        rows, groups, most = 32, 1, most // 2
     stages = min(tiles, most)
     if groups > 1:  # as deep as leaves a second program room, and the ring begins anew with a group
         most = most if num_warps > 8 else most * 3 // 4
         stages = max(depth for depth in range(1, most + 1) if tiles % depth == 0)
         if stages == 1 < tiles:
             groups, stages = 1, min(tiles, most)
-    return GemvLaunch(8 if pairs else 16, block_k, num_warps, num_stages=stages, groups=groups)
+    return GemvLaunch(
+        rows // 2 if pairs else rows, block_k, num_warps, num_stages=stages, groups=groups
+    )

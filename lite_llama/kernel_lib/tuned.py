@@ -20,7 +20,7 @@ from lite_llama.errors import ConfigError
 from lite_llama.kernel_lib.gpu import GpuSpec
 
 # Batch sizes that are tuned; one between them takes the launches of the next.
-BATCHES = (1, 2, 4, 8)
+BATCHES = (1, 2, 4, 8, 16)
 _PACKAGE = Path(__file__).parent.parent
 SHIPPED = _PACKAGE / "tuned"
 # The kernels of the decode chain, from the package's root.

@@ -37,6 +37,13 @@ class ChainLaunches:
     attention_overlap: float = 0.0
     carveout: int = -1
 
+    def all_rings(self, config: ModelConfig, weights: dtype, gpu: GpuSpec) -> bool:
+        """Whether every product has its weights in shared memory before its wait."""
+        return all(
+            getattr(self, site).is_ring(num_columns, weights, gpu)
+            for site, (_, num_columns) in weight_shapes(config).items()
+        )
+
 
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(rows or row pairs, columns) of each product's weight, by site, in the chain's order."""

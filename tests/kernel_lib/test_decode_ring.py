@@ -29,6 +29,9 @@ LAUNCHES = pytest.mark.parametrize(
         (5, GemvLaunch(16, 512, 8, num_stages=4, overlap=0.0), 1024),
         (8, GemvLaunch(8, 256, 8, num_stages=2, overlap=1.0, groups=2), 1024),
         (8, GemvLaunch(16, 512, 16, num_stages=2, overlap=0.0), 1536),
+        (16, GemvLaunch(16, 64, 1, num_stages=3, overlap=0.0, groups=2), 192),
+        (9, GemvLaunch(16, 256, 8, num_stages=4, overlap=0.0), 1536),
+        (16, GemvLaunch(16, 1024, 16, num_stages=2, overlap=0.6, groups=2), 2048),
         (5, GemvLaunch(16, 1024, 16, num_stages=2, overlap=0.0, groups=4), 4096),
     ],
     ids=lambda value: (
@@ -118,12 +121,13 @@ def check_site(
     [(1536, 1024, 8960, 151936), (2048, 1536, 8192, 128256), (4096, 3072, 14336, 128256)],
 )
 @pytest.mark.parametrize("site", ["qkv", "o", "gate_up", "head"])
+@pytest.mark.parametrize("num_tokens", [8, 16])
 def test_launches_are_right_that_are_chosen_for_whole_models(
-    site: str, hidden: int, qkv: int, inter: int, head: int
+    num_tokens: int, site: str, hidden: int, qkv: int, inter: int, head: int
 ) -> None:
     rows = {"qkv": qkv, "o": hidden, "gate_up": inter, "head": head}[site]
-    launch = choose_gemv(rows, hidden, 8, pairs=site in ("qkv", "gate_up"))
-    check_site(site, 8, launch, (hidden, inter), torch.bfloat16, biased=True)
+    launch = choose_gemv(rows, hidden, num_tokens, pairs=site in ("qkv", "gate_up"))
+    check_site(site, num_tokens, launch, (hidden, inter), torch.bfloat16, biased=True)
 
 
 @pytest.mark.parametrize("site", ["qkv", "o", "gate_up", "down", "head"])

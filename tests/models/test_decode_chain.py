@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lite_llama.cache.kv_cache import KVCache
+from lite_llama.kernel_lib.gpu import H200
 from lite_llama.models import decode_chain
 from lite_llama.models.chain_launches import choose_launches
 from lite_llama.models.config import ModelConfig, RopeConfig
@@ -108,3 +109,70 @@ def test_the_chain_is_for_few_tokens_on_a_gpu() -> None:
     decoder = random_decoder(BASE, EXACT, device=torch.device("cpu"), num_positions=64)
     assert not decode_chain.fits(decoder, 1)
     assert not decode_chain.fits(decoder, 9)
+
+
+WIDE = replace(
+    BASE, vocab_size=512, hidden_size=256, intermediate_size=512, num_q_heads=8, num_kv_heads=4,
+    head_dim=32,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "changes", "dtype", "chained"),
+    [
+        (8, {}, torch.float32, True),
+        (9, {}, torch.bfloat16, True),
+        (16, {}, torch.bfloat16, True),
+        (16, {}, torch.float32, False),  # no rings
+        (16, {"intermediate_size": 576}, torch.bfloat16, False),  # one that is none
+        (16, {"hidden_size": 2304}, torch.bfloat16, False),  # x does not stay in registers
+    ],
+)
+def test_nine_to_sixteen_sequences_take_rings_or_the_separate_operators(
+    monkeypatch: pytest.MonkeyPatch,
+    num_tokens: int,
+    changes: dict[str, int],
+    dtype: torch.dtype,
+    *,
+    chained: bool,
+) -> None:
+    monkeypatch.setattr(decode_chain, "fits", lambda *_: True)
+    monkeypatch.setattr(decode_chain, "gpu_spec", lambda _: H200)
+    config, precision = replace(WIDE, **changes), Precision(dtype, dtype)  # type: ignore[arg-type]
+    decoder = random_decoder(config, precision, device=torch.device("cpu"), num_positions=64)
+    assert (decode_chain.engine_launches(decoder, num_tokens) is not None) == chained
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: the chain's kernels need one")
+@pytest.mark.parametrize("count", [1, 2, 8, 11, 16])
+def test_a_step_of_many_sequences_is_near_the_decoders(count: int) -> None:
+    torch.manual_seed(1)
+    device, precision = torch.device("cuda"), Precision(torch.bfloat16, torch.bfloat16)
+    decoder = random_decoder(WIDE, precision, device=device, num_positions=64)
+    shape = (2, 2 * count, BLOCK_SIZE, 4, 32)
+    caches = [KVCache.allocate(shape, torch.bfloat16, device) for _ in range(2)]
+    for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+        for x, y in ((ours.k, theirs.k), (ours.v, theirs.v)):
+            x.copy_(y.normal_())
+    at = torch.arange(count, device=device)
+    positions = at % 8
+    blocks = torch.stack((2 * at + 1, 2 * at), 1)
+    step = ForwardBatch(
+        token_ids=at * 31 % 512,
+        positions=positions,
+        slot_mapping=blocks[at, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE,
+        block_table=blocks.int(),
+        seq_lens=(positions + 1).int(),
+        cu_seqlens_q=torch.zeros(1, dtype=torch.int32, device=device),
+        num_decode_seqs=count,
+        max_q_len=0,
+    )
+    launches = decode_chain.engine_launches(decoder, count)
+    assert launches is not None
+    want = decoder.forward(step, caches[0]).float()
+    got = decode_chain.forward(decoder, step, caches[1], launches).float()
+    assert float((got - want).square().mean() / want.square().mean()) < 1e-3
+    for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+        torch.testing.assert_close(ours.k, theirs.k, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(ours.v, theirs.v, rtol=0.05, atol=0.05)

@@ -22,12 +22,15 @@ _LAUNCHES = [
     (2, GemvLaunch(4, 512, 2)),
     (4, GemvLaunch(16, 64, 4, num_stages=3, overlap=0.0, preload=False, prefetch=1.0)),
     (8, GemvLaunch(32, 32, 2, num_stages=2, overlap=0.6, preload=False)),
+    (11, GemvLaunch(16, 64, 4, num_stages=2, overlap=0.0, preload=False)),
 ]
 # Without a GPU tests/kernel_lib/test_decode_ring.py has them.
 _RINGS = [
     (3, GemvLaunch(16, 64, 2, num_stages=3, overlap=0.0)),
     (5, GemvLaunch(16, 512, 8, num_stages=4, overlap=0.0)),
     (8, GemvLaunch(16, 64, 1, num_stages=3, overlap=0.6, groups=2)),
+    (9, GemvLaunch(16, 512, 8, num_stages=4, overlap=0.0)),
+    (16, GemvLaunch(16, 64, 2, num_stages=3, overlap=0.6, groups=2)),
 ]
 if torch.cuda.is_available():
     _LAUNCHES += _RINGS

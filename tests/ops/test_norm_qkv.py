@@ -12,8 +12,9 @@ from tests.ops.compare import DTYPES, assert_close_to_reference, poison, random,
 from tests.ops.gemv_launches import Running, on, over_launches
 from tests.ops.tolerances import FUSED
 
-BLOCKS, BLOCK_SIZE = 3, 4
-SLOTS = [6, 0, -1, 11, 3, -1, 8, 5]
+BLOCKS, BLOCK_SIZE = 4, 4
+SLOTS = [6, 0, -1, 11, 3, -1, 8, 5, 14, 1, -1, 9, 12, -1, 15, 2]
+POSITIONS = [11, 3, 15, 0, 7, 7, 2, 9, 4, 13, 1, 10, 6, 5, 12, 8]
 
 
 def _arguments(
@@ -32,7 +33,7 @@ def _arguments(
         "weight": random(rows, hidden, dtype=dtype, device=device, scale=hidden**-0.5),
         "bias": random(rows, dtype=dtype, device=device),
         "cos_sin": torch.cat((angles.cos(), angles.sin()), -1).to(device),
-        "positions": torch.tensor([11, 3, 15, 0, 7, 7, 2, 9], device=device)[:num_tokens],
+        "positions": torch.tensor(POSITIONS, device=device)[:num_tokens],
         "k_cache": random(BLOCKS, BLOCK_SIZE, heads[1], head_dim, dtype=dtype, device=device),
         "v_cache": random(BLOCKS, BLOCK_SIZE, heads[1], head_dim, dtype=dtype, device=device),
         "slot_mapping": torch.tensor(SLOTS, device=device)[:num_tokens],
@@ -108,8 +109,8 @@ def test_a_padding_slot_leaves_the_caches_untouched(device: torch.device) -> Non
 def test_calls_against_the_contract_name_the_argument(device: torch.device) -> None:
     given = _arguments(device, torch.float32, (4, 2), 8, 64)
     x, norm, weight, bias = (given.pop(name) for name in ("x", "norm", "weight", "bias"))
-    with pytest.raises(OperatorError, match=r"x has shape \(9, 64\)"):
-        norm_qkv(x.expand(9, -1), norm, weight, bias, 1e-5, **given)
+    with pytest.raises(OperatorError, match=r"x has shape \(17, 64\)"):
+        norm_qkv(x.expand(17, -1), norm, weight, bias, 1e-5, **given)
     with pytest.raises(OperatorError, match=r"weight has 24 rows"):
         norm_qkv(x, norm, weight[:24].contiguous(), None, 1e-5, **given)
     with pytest.raises(OperatorError, match=r"bias has shape"):

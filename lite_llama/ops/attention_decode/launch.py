@@ -61,22 +61,25 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     max_chunks = max(1, min(wanted, -(-problem.max_kv_len // min_chunk)))
     # As many programs as run at once, a power of two so that each has as many whole groups or
     # blocks of chunks; more would end one's stream of loads for the next.
-    programs_per_sm = 8 if problem.in_chain else 4
+    few, narrow = problem.num_seqs <= 4, problem.head_dim <= 64
+    programs_per_sm = 8 if problem.in_chain and (few or not narrow) else 4
     num_pairs = problem.num_seqs * problem.num_kv_heads
     filling = programs_per_sm * gpu.num_sms // num_pairs
     programs = min(max_chunks, max(1, 1 << filling.bit_length() >> 1))
     if problem.in_chain:
-        if problem.num_seqs <= 4:
+        if few:
             # A step of Llama-3.2-1B takes 0.8 % longer at 140 keys than with first tiles of 64 and
             # 3 stages, and 3, 9 and 16 % less at 2048, 32768 and 131000: more is on its way.
-            if problem.head_dim <= 64:
+            if narrow:
                 return Launch(max_chunks, 128, programs, 64, 4, num_stages=5, first_tiles=2)
             # One of Qwen3-0.6B 0.568 ms, and 0.604 with tiles of 128: what counts is how little
             # code runs after the wait.
             return Launch(max_chunks, 64, programs, 64, num_warps=4, num_stages=3)
-        # Of 8 sequences of Llama-3.2-1B 4 % of a step at 140 to 380 keys, a tie at 2048.
-        block_n = 128 if problem.head_dim <= 64 else 64
-        return Launch(max_chunks, 256, programs, block_n, num_warps=4, num_stages=2)
+        if narrow:
+            # Of 8 sequences of Llama-3.2-1B 1.5 to 2 % of a step over tiles of 128 and twice the
+            # programs at 140, 2048 and 16384 keys, of 16 sequences 2.8 % at 140.
+            return Launch(max_chunks, 256, programs, 64, 2, num_stages=5, first_tiles=2)
+        return Launch(max_chunks, 256, programs, 64, num_warps=4, num_stages=2)
     block_n, num_stages = 32, 3
     if problem.dtype != torch.float32:
         # The tiles that leave least of the memory's time unused in batches of 8 and 64.
