@@ -14,6 +14,7 @@ from lite_llama.engine.request import Grammar
 from lite_llama.models import decode_chain
 from lite_llama.models.decoder import Decoder
 from lite_llama.models.loader import Precision, random_decoder
+from tests.engine import mixed_requests
 from tests.engine.test_look_ahead import Near
 from tests.models.test_decode_chain import BASE
 
@@ -93,6 +94,15 @@ def test_draws_beside_padding_are_those_of_eager_steps(
         for count in (3, 2, 1):  # three are padded to four
             params = [replace(drawing, **cut)] * count
             assert run(recorded, params) == run(eager, params)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_requests_of_all_kinds_at_random_have_the_eager_tokens(
+    decoder: Decoder, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_chain, "fits", lambda *_: False)
+    want = mixed_requests.run(engine(decoder, eager=True), seed)
+    mixed_requests.assert_alike(mixed_requests.run(engine(decoder, eager=False), seed), want)
 
 
 @pytest.mark.parametrize("late", [0, 7])

@@ -25,6 +25,7 @@ from lite_llama.engine.runner import Runner
 from lite_llama.engine.sampler import Sampler
 from lite_llama.models.inputs import ForwardBatch
 from lite_llama.ops.advance_greedy.op import NUM_FIELDS
+from tests.engine import mixed_requests
 from tests.models import tiny
 
 PROMPTS = [tiny.token_ids(length, seed=length) for length in (5, 23, 1, 40)]
@@ -65,12 +66,12 @@ class HostGraphs:
         out[: len(requests)] = logits
         if draw is None:
             return out
-        fields = torch.zeros(NUM_FIELDS, len(requests), dtype=torch.int64)
-        fields[3] = inputs.seq_lens
-        told = torch.zeros(2, len(requests), dtype=torch.int64)
-        draw.advance(out[: len(requests)], fields, told)
+        fields = torch.zeros(NUM_FIELDS, len(out), dtype=torch.int64)
+        fields[3, : len(requests)] = inputs.seq_lens
+        told = torch.zeros(2, len(out), dtype=torch.int64)
+        draw.advance(out, fields, told)
         self.told = told[0]
-        return fields[0]
+        return fields[0, : len(requests)]
 
 
 class HostRecording:
@@ -366,3 +367,14 @@ def test_who_waits_takes_the_place_of_one_that_reaches_its_length_before_that_is
     assert [output.request_id for output in outputs] == ["0"] * 14 + ["1"] * 11 + ["2"] * 8
     # The second one ends with the eleventh step; the third has the twelfth to the nineteenth.
     assert log == all_ahead(19)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_requests_of_all_kinds_at_random_have_the_tokens_of_plain_steps(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    plain = mixed_requests.run(llm.engine, seed)
+    log = look_ahead(llm.engine, monkeypatch)
+    mixed_requests.assert_alike(mixed_requests.run(llm.engine, seed), plain)
+    assert log.count("compute ahead") > 20
+    assert sum(map(len, plain[0].values())) > 60
