@@ -413,6 +413,9 @@ def bench_latency(
     prompt_len: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 100,
     gen_len: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
     compare: Annotated[str | None, typer.Option(help="transformers: measure it beside.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of draws; 0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; -1: all.")] = -1,
+    top_p: Annotated[float, typer.Option(help="Draw from so much of the probability.")] = 1.0,
     ablate: Annotated[
         bool, typer.Option("--ablate", help="The ladder from plain torch to the tuned chain.")
     ] = False,
@@ -427,10 +430,10 @@ def bench_latency(
         raise ConfigError(f"--compare is {compare!r}, expected transformers")
     sizes = _batch_sizes(batch)
     if ablate:
-        if compare or device == "cpu" or tensor_parallel_size != 1:
+        if compare or device == "cpu" or tensor_parallel_size != 1 or temperature:
             raise ConfigError(
                 "--ablate goes with neither --compare nor --device cpu nor "
-                "--tensor-parallel-size; leave one"
+                "--tensor-parallel-size nor --temperature; leave one"
             )
         ladder.main(
             model, preset=preset, batch=sizes, prompt_len=prompt_len, gen_len=gen_len, dtype=dtype
@@ -446,6 +449,9 @@ def bench_latency(
         dtype=dtype,
         tensor_parallel_size=tensor_parallel_size,
         compare=compare is not None,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
     )
 
 

@@ -1,7 +1,7 @@
 """`lite-llama bench latency`: time to first token and time a token, end to end.
 
 What is timed is what a caller waits for: scheduling, the step, sampling and the read of the token,
-in Python, for a batch of equal prompts, greedily, with end-of-sequence ignored. Engines take turns
+in Python, for a batch of equal prompts, with end-of-sequence ignored. Engines take turns
 within one process and the median of the rounds is kept, because the machine's speed drifts.
 """
 
@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lite_llama.models.loader import check_shares, load_decoder, random_decoder,
 from lite_llama.models.presets import preset_config
 
 ROUNDS = 5
+GREEDY = SamplingParams(temperature=0.0)
 
 # prompts, tokens to generate -> seconds to first token, seconds a token, tokens
 Measure = Callable[[list[list[int]], int], tuple[float, float, list[list[int]]]]
@@ -45,13 +47,19 @@ def main(
     dtype: str = "auto",
     tensor_parallel_size: int = 1,
     compare: bool = False,
+    temperature: float = 0.0,
+    top_k: int = -1,
+    top_p: float = 1.0,
     log: Path = record.DEFAULT_FOLDER,
 ) -> None:
-    """Measure, print a table, append to the log.
+    """Measure, print a table, append to the log. Greedy, if not said otherwise.
 
     `preset` takes random weights of a well-known shape in place of a model's; `compare` runs
     transformers beside, in fp32 on the CPU and in the engine's dtype on a GPU.
     """
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
+    if compare and temperature:
+        raise ConfigError(f"--temperature is {temperature:g}, expected 0 with --compare; leave one")
     settings = EngineConfig(
         device=device,
         dtype=dtype,  # type: ignore[arg-type]
@@ -67,7 +75,7 @@ def main(
         name += f" tp{tensor_parallel_size}"
     machine = measure_machine(engine.plan.device)
     run = record.describe_run(engine.plan.device)
-    engines: dict[str, Measure] = {"lite_llama": lambda p, n: measure_engine(engine, p, n)}
+    engines: dict[str, Measure] = {"lite_llama": partial(measure_engine, engine, params=params)}
     if compare:
         engines["transformers"] = _peer(settings, model, preset).measure
     for size in batch or [1]:
@@ -75,7 +83,7 @@ def main(
         floor = floor_s(engine, machine, size * (prompt_len + gen_len // 2))
         prompts = random_prompts(size, prompt_len, engine.model.vocab_size)
         results = take_turns(engines, prompts, gen_len)
-        case = f"{name} b{size} p{prompt_len} g{gen_len}"
+        case = f"{name} b{size} p{prompt_len}{draw_name(params)} g{gen_len}"
         lines = [
             make_line(case, which, times, size, floor if which == "lite_llama" else 0.0)
             for which, times in results.items()
@@ -122,15 +130,24 @@ def build_engine(settings: EngineConfig, model: str | None, preset: str | None) 
     return Engine(decoder, plan, num_blocks, frozenset(), workers)
 
 
+def draw_name(params: SamplingParams) -> str:
+    """What a case's name says of a draw that is not greedy."""
+    if not params.temperature:
+        return ""
+    name = f" t={params.temperature:g}"
+    name += f" k={params.top_k}" if params.top_k > 0 else ""
+    return name + (f" p={params.top_p:g}" if params.top_p < 1 else "")
+
+
 def measure_engine(
-    engine: Engine, prompts: list[list[int]], gen_len: int
+    engine: Engine, prompts: list[list[int]], gen_len: int, params: SamplingParams = GREEDY
 ) -> tuple[float, float, list[list[int]]]:
     """(seconds until every prompt has its first token, seconds a step while all decode, tokens).
 
     Prompts that were computed first end first: what comes after that is not timed. ConfigError if
     there is no step to time.
     """
-    params = SamplingParams(temperature=0.0, max_tokens=gen_len, ignore_eos=True)
+    params = replace(params, max_tokens=gen_len, ignore_eos=True)
     tokens: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
     begin = time.perf_counter()
     for request_id, prompt in zip(tokens, prompts, strict=True):

@@ -90,9 +90,10 @@ def latency_table(lines: Sequence[Line]) -> str:
     return "\n\n".join([f"On {lines[0]['gpu']}:", table(head, rows), *starts])
 
 
-def _latency_order(line: Line) -> tuple[str, list[int], str]:
-    model, *numbers = line["case"].split(" ")
-    return model, [int(number[1:]) for number in numbers], line["engine"]
+def _latency_order(line: Line) -> tuple[str, list[int], str, str]:
+    model, *words = line["case"].split(" ")
+    numbers = [int(word[1:]) for word in words if word[1:].isdecimal()]
+    return model, numbers, line["case"], line["engine"]
 
 
 def ladder_table(lines: Sequence[Line]) -> str:
