@@ -228,6 +228,12 @@ def test_doctor_names_the_tuned_tables_of_a_gpu(
         (("tune", "--site", "mlp"), "--site has 'mlp'"),
         (("bench", "latency", "--ablate"), "torch sees no GPU"),
         (("bench", "latency", "--ablate", "--compare", "transformers"), "--ablate goes with"),
+        (("bench", "latency", "--ablate", "--temperature", "1"), "--ablate goes with"),
+        (("bench", "latency", "--temperature", "3"), "temperature is 3.0"),
+        (
+            ("bench", "latency", "--temperature", "1", "--compare", "transformers"),
+            "expected 0 with --compare",
+        ),
     ],
 )
 def test_what_needs_a_gpu_or_another_flag_is_one_line(

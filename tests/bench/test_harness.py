@@ -162,3 +162,10 @@ def test_what_ranks_share_is_measured_like_what_one_process_has(tmp_path: Path) 
         drawn.append(latency.measure_engine(engine, prompts, 6)[2])
         engine.close()
     assert drawn[0] == drawn[1]
+
+
+def test_a_draw_is_a_case_of_its_own() -> None:
+    assert latency.draw_name(SamplingParams(temperature=0.0)) == ""
+    assert latency.draw_name(SamplingParams(temperature=1.0)) == " t=1"
+    drawn = SamplingParams(temperature=0.7, top_k=20, top_p=0.95)
+    assert latency.draw_name(drawn) == " t=0.7 k=20 p=0.95"

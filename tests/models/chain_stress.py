@@ -37,7 +37,7 @@ from lite_llama.models.chain_launches import ChainLaunches, settle_attention, wi
 from lite_llama.models.loader import Precision, random_decoder
 from tests.models.test_decode_chain import BASE
 
-SIZES = (1, 2, 4, 8)
+SIZES = (1, 2, 4, 8, 16)  # the last only of a model all of whose products are rings
 STEPS = 400  # of a sequence; then all of them begin anew, with other tokens
 MAX_LEN = 512
 LATER = 16  # each sequence of a batch begins so many steps after the one before
@@ -149,6 +149,8 @@ def history(model: str, mode: str, replays: int, lock: Path) -> dict[int, Tensor
     found = {}
     for size in SIZES:
         launches = decode_chain.engine_launches(decoder, size)
+        if launches is None and size > 8 and model != "heads of 64":
+            continue
         assert launches is not None
         max_kv_len = graphs.table.values.shape[1] * plan.block_size
         launches = settle_attention(
@@ -252,7 +254,7 @@ def differences(replays: int) -> dict[str, dict[str, float]]:
     return {
         model: {
             mode: max(
-                _share(found[model, mode][size], found[model, "plain"][size]) for size in SIZES
+                _share(got, found[model, "plain"][size]) for size, got in found[model, mode].items()
             )
             for mode in MODES[1:]
         }
