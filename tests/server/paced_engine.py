@@ -14,6 +14,7 @@ from lite_llama.engine import batch
 from lite_llama.engine import engine as engine_module
 from lite_llama.engine.config import EngineConfig, resolve
 from lite_llama.engine.engine import Engine
+from lite_llama.engine.graph_draw import GraphDraw
 from lite_llama.engine.logits import Logits
 from lite_llama.engine.scheduler import Scheduled
 from lite_llama.models.loader import random_decoder
@@ -37,7 +38,9 @@ class PacedGpu:
     def replays(self, planned: list[Scheduled]) -> bool:
         return batch.only_decodes(planned)
 
-    def draw(self, planned: list[Scheduled], _: batch.Unread | None) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, planned: list[Scheduled], _: batch.Unread | None, __: GraphDraw
+    ) -> tuple[Tensor, Tensor]:
         self._launch(planned)
         tokens = self._tokens[: len(planned)]
         return tokens, tokens
