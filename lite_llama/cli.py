@@ -510,7 +510,7 @@ def tune(
     preset: Annotated[
         str | None, typer.Option(help="Random weights in the shape of llama-3.2-1b, ...")
     ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes, some of 1,2,4,8.")] = "1,2,4,8",
+    batch: Annotated[str, typer.Option(help="Batch sizes, some of 1,2,4,8,16.")] = "1,2,4,8",
     site: Annotated[
         str, typer.Option(help="all, or some of carveout,qkv,attention,o,gate_up,down,head.")
     ] = "all",

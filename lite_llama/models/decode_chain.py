@@ -14,19 +14,27 @@ from lite_llama.cache.kv_cache import KVCache, LayerCache
 from lite_llama.kernel_lib.gemv_launch import MAX_TOKENS, GemvLaunch, token_columns
 from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.layouts.dense import DenseWeight
-from lite_llama.models.chain_launches import ChainLaunches, find_launches, settle_attention
+from lite_llama.models.chain_launches import (
+    ChainLaunches,
+    choose_launches,
+    find_launches,
+    settle_attention,
+)
 from lite_llama.models.decoder import Block, Decoder
 from lite_llama.models.inputs import ForwardBatch
 from lite_llama.models.layers import Linear
 
-# Of models that decode more than 8 tokens by the chain.
+# Columns of a model that decodes more than 8 tokens by the chain: a program's registers hold all
+# of x. At 16 tokens Llama-3.2-1B takes 0.89 ms a step and by the separate operators 1.18,
+# Llama-3.1-8B 6.0 and 4.9.
 _MOST_HIDDEN = 2048
 
 
 def fits(decoder: Decoder, num_tokens: int) -> bool:
     """Whether the chain serves this model and step: few tokens, dense weights of one dtype.
 
-    And all of them: between ranks that share a model, o and down end in a sum the chain lacks.
+    And all of them: between ranks that share a model, o and down end in a sum the chain lacks. More
+    tokens than tensor cores take at once are for rings of small models.
     """
     if num_tokens > MAX_TOKENS:
         return False
@@ -42,22 +50,22 @@ def fits(decoder: Decoder, num_tokens: int) -> bool:
             and linear.weight.values.dtype == decoder.dtype
             for linear in linears
         )
+        and (token_columns(num_tokens) == 8 or _has_small_rings(decoder, num_tokens))
     )
+
+
+def _has_small_rings(decoder: Decoder, num_tokens: int) -> bool:
+    config, gpu = decoder.config, gpu_spec(decoder.final_norm.weight.device)
+    launches = choose_launches(config, num_tokens)
+    return config.hidden_size <= _MOST_HIDDEN and launches.all_rings(config, decoder.dtype, gpu)
 
 
 def engine_launches(decoder: Decoder, num_tokens: int) -> ChainLaunches | None:
     """What the engine launches for a step of so many tokens; None: the separate operators."""
     if not fits(decoder, num_tokens):
         return None
-    config, gpu = decoder.config, gpu_spec(decoder.final_norm.weight.device)
-    launches = find_launches(config, decoder.dtype, num_tokens, gpu)
-    if token_columns(num_tokens) == 8:
-        return launches
-    # Of more tokens than tensor cores take at once, rings win over the separate operators where a
-    # program's registers hold all of x: at 16 tokens Llama-3.2-1B takes 0.89 ms a step, and 1.18,
-    # Llama-3.1-8B 6.0, and 4.9.
-    is_small = config.hidden_size <= _MOST_HIDDEN
-    return launches if is_small and launches.all_rings(config, decoder.dtype, gpu) else None
+    gpu = gpu_spec(decoder.final_norm.weight.device)
+    return find_launches(decoder.config, decoder.dtype, num_tokens, gpu)
 
 
 def forward(

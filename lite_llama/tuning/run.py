@@ -48,7 +48,7 @@ _CACHE_SHARE = 0.25
 class Request:
     """What to search: checked flags."""
 
-    batches: Sequence[int] = tuned.BATCHES
+    batches: Sequence[int] = (1, 2, 4, 8)
     sites: Sequence[str] = SITES
     context: int = 256
     exhaustive: bool = False
@@ -98,7 +98,8 @@ def tune(engine: Engine, request: Request, output: Path, console: Console) -> No
     if not decode_chain.fits(engine.runner.decoder, max(request.batches)):
         raise ConfigError(
             f"the chain does not serve {max(request.batches)} sequences of this model: it takes "
-            "dense weights of one dtype; try --dtype bfloat16"
+            "dense weights of one dtype, and more than 8 sequences of small models only; try "
+            "--dtype bfloat16 or a smaller --batch"
         )
     with Compiler(engine.model, engine.plan) as compiler:
         for size in request.batches:

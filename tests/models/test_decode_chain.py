@@ -136,10 +136,11 @@ def test_nine_to_sixteen_sequences_take_rings_or_the_separate_operators(
     *,
     chained: bool,
 ) -> None:
-    monkeypatch.setattr(decode_chain, "fits", lambda *_: True)
     monkeypatch.setattr(decode_chain, "gpu_spec", lambda _: H200)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     config, precision = replace(WIDE, **changes), Precision(dtype, dtype)  # type: ignore[arg-type]
     decoder = random_decoder(config, precision, device=torch.device("cpu"), num_positions=64)
+    assert decode_chain.fits(decoder, num_tokens) == chained
     assert (decode_chain.engine_launches(decoder, num_tokens) is not None) == chained
 
 

@@ -61,7 +61,8 @@ def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
     max_chunks = max(1, min(wanted, -(-problem.max_kv_len // min_chunk)))
     # As many programs as run at once, a power of two so that each has as many whole groups or
     # blocks of chunks; more would end one's stream of loads for the next.
-    few, narrow = problem.num_seqs <= 4, problem.head_dim <= 64
+    few = problem.num_seqs <= 4
+    narrow = problem.head_dim * problem.dtype.itemsize <= 128  # registers hold keys by the 128
     programs_per_sm = 8 if problem.in_chain and (few or not narrow) else 4
     num_pairs = problem.num_seqs * problem.num_kv_heads
     filling = programs_per_sm * gpu.num_sms // num_pairs
