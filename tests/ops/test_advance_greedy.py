@@ -66,7 +66,7 @@ def test_tokens_drawn_before_advance_as_those_drawn_here(device: torch.device) -
     fields[1:4, 2] = torch.tensor([0, -1, 0], device=device)  # padding
     want = fields.clone(), told.clone()
     kernel.advance_greedy(logits, *want)
-    plain = fields.cpu(), told.cpu()
+    plain = fields.clone().cpu(), told.clone().cpu()
     reference.advance_drawn(tokens.cpu(), *plain)
     kernel.advance_drawn(tokens, fields, told)
     for got, as_greedy, as_reference in zip((fields, told), want, plain, strict=True):
