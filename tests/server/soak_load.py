@@ -137,7 +137,7 @@ def test_half_an_hour_of_mixed_load(
 def test_a_minute_of_idleness_costs_nothing(tmp_path: Path) -> None:
     """L13."""
     with server_process(tmp_path) as server:
-        share = idle_share(server, 60)
+        share = idle_share(server.family, 60)
     print(f"{share:.2%} of a core")
     assert share < 0.01
 
