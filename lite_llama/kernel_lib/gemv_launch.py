@@ -136,16 +136,16 @@ def _choose_ring(num_rows: int, num_columns: int, num_tokens: int, *, pairs: boo
     """
     # 8 tokens of Llama-3.2-1B on an H200: all products 0.81 -> 0.69 ms (docs/lab/decode_chain.md).
     block_k, num_warps = (512 if num_columns % 512 == 0 else 256), 8
-    num_values = num_columns * token_columns(num_tokens)
-    if num_values > 8 * 3072 and num_columns % 512 == 0 and (pairs or num_rows >= 65536):
+    width = token_columns(num_tokens)
+    if num_columns * width > 8 * 3072 and num_columns % 512 == 0 and (pairs or num_rows >= 65536):
         # x, which is normed, stays in the registers of more threads.
         block_k, num_warps = (1024 if num_columns % 2048 == 0 else 512), 16
     tiles, tile_bytes = num_columns // block_k, 16 * block_k * 2
     most = _RING_BYTES // tile_bytes
-    num_programs = 264 if token_columns(num_tokens) == 8 else 132
+    num_programs = 264 if width == 8 else 132
     groups = 1 << round(math.log2(max(1.0, num_rows / (16 * num_programs))))
     rows = 16
-    if groups == 2 and num_programs == 132:  # of products that rotate or add, which have no groups
+    if width > 8 and groups == 2:  # what rotates or adds has no groups
         rows, groups, most = 32, 1, most // 2
     stages = min(tiles, most)
     if groups > 1:  # as deep as leaves a second program room, and the ring begins anew with a group

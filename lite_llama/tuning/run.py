@@ -48,7 +48,7 @@ _CACHE_SHARE = 0.25
 class Request:
     """What to search: checked flags."""
 
-    batches: Sequence[int] = (1, 2, 4, 8)
+    batches: Sequence[int]
     sites: Sequence[str] = SITES
     context: int = 256
     exhaustive: bool = False
