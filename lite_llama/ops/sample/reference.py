@@ -62,10 +62,9 @@ def _keep_top(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     vocab, top_p = scaled.shape[1], top_p[:, None]
     has_k = ((top_k > 0) & (top_k < vocab))[:, None]
     # Most cuts lie among a few likeliest tokens; to order them all takes a CPU ten times as long.
-    width = min(_FEW, vocab)
-    if int((top_k * has_k[:, 0]).max()) > width:
-        width = vocab
-    while True:
+    few = min(_FEW, vocab)
+    are_few = int((top_k * has_k[:, 0]).max()) <= few < vocab
+    for width in (few, vocab) if are_few else (vocab,):
         ordered = scaled.topk(width, dim=-1).values
         last = torch.where(has_k[:, 0], top_k, 1).long()[:, None] - 1
         kth = torch.where(has_k, ordered.gather(1, last), float("-inf"))
@@ -78,9 +77,8 @@ def _keep_top(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
         inside = (before < top_p) | (top_p >= 1)
         # What follows the last of these belongs to no set: it is below the k-th, or past top_p.
         is_whole = torch.where(has_k, ordered[:, -1:] < kth, (top_p >= 1) | ~inside[:, -1:])
-        if width == vocab or bool(is_whole.all()):
+        if bool(is_whole.all()):
             break
-        width = vocab
     inside[:, 0] = True
     cut = kept.masked_fill(~inside, float("inf")).amin(-1, keepdim=True)
     floor = torch.where(top_p < 1, torch.maximum(cut, kth), kth)
