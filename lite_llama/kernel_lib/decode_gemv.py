@@ -274,7 +274,7 @@ def _products_on_tensor_cores(
     TRIGGER: tl.constexpr,
 ):
     """Rows of the weight are the rows of the tensor cores' tile, tokens its few columns."""
-    TOKENS: tl.constexpr = num_columns(M, 1)
+    TOKENS: tl.constexpr = product_columns(M)
     PRECISION: tl.constexpr = "ieee" if x_ptr.dtype.element_ty == tl.float32 else "tf32"
     columns = tl.arange(0, BLOCK_K)
     tokens = tl.arange(0, TOKENS)

@@ -312,8 +312,8 @@ def run_ring(
     """
     num_rows, num_columns = weight.shape
     rows, gpu = how.block_n * (2 if span else 1), gpu_spec(x.device)
-    num_tokens = token_columns(len(x))
-    room = gpu.shared_bytes_per_block - _OTHER_BYTES * num_tokens // 8
+    width = token_columns(len(x))
+    room = gpu.shared_bytes_per_block - _OTHER_BYTES * width // 8
     room -= num_columns * weight.itemsize
     most = max(1, room // (rows * how.block_k * weight.itemsize))
     how = replace(how, num_stages=min(how.num_stages, most))
@@ -346,7 +346,7 @@ def run_ring(
         num_warps=how.num_warps,
         maxnreg=_registers(
             how.num_warps,
-            num_columns * num_tokens,
+            num_columns * width,
             groups,
             has_norm=norm is not None,
             rotates=num_kv > 0,
