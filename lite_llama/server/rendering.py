@@ -1,7 +1,8 @@
 """Chat templates rendered from the event loop.
 
-A template's process (see text/chat_template.py) is asked and the loop goes on; it answers in order.
-A thread that waited for it would have to win the GIL from a busy loop several times a request.
+A template's process (see text/chat_template.py), which has the model's tokenizer as well, is asked
+and the loop goes on; it answers in order. A thread that waited for it would have to win the GIL
+from a busy loop several times a request.
 """
 
 import asyncio
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from lite_llama.model_text import ModelText
 from lite_llama.text.chat_template import TIME_LIMIT_S, ChatTemplate
 
+# So much longer a new process may be silent: it reads its tokenizer first, 0.1 to 0.4 s of a core.
+_START_S = 10.0
 # A line of output is bounded by the worker, by the length of its question.
 _MAX_LINE_BYTES = 1 << 27
 
@@ -22,36 +25,44 @@ class Renderer:
 
     def __init__(self, text: ModelText) -> None:
         self._text = text
+        self._opening = b""  # of a worker; made with the first
         self._asked: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
         self._worker: _Worker | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._heard = 0.0  # loop.time() when the first of those asked became the first
+        self._heard = 0.0  # loop.time() from which the first of those asked has its time
         self._timer: asyncio.TimerHandle | None = None
 
-    async def render(self, question: bytes) -> str:
+    def start(self) -> None:
+        """Have a process ready; ModelFileError if there is no template."""
+        template = self._text.chat_template
+        self._opening = self._opening or template.opening(self._text.tokenizer.to_json())
+        self._starting = asyncio.create_task(self._start(template))
+
+    async def render(self, question: bytes) -> str | list[int]:
         """The prompt that a line of `ChatTemplate.question` asks for; RequestError as `render`.
 
-        The limit on its time begins when all before it are answered.
+        A short one comes as token ids. The limit on its time begins when those before it are
+        answered.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()
         if not self._asked:
-            self._heard = loop.time()
+            self._heard = max(self._heard, loop.time())
             if self._worker is not None and not self._worker.is_alive:
                 self._drop_worker()  # it has died since the last answer
         self._asked.append((question, answer))
         if self._worker is not None:
             self._worker.write(question)
         elif self._starting is None:
-            self._starting = asyncio.create_task(self._start())
+            self.start()
         if self._timer is None:
             self._timer = loop.call_later(TIME_LIMIT_S, self._look_for_silence, loop)
         return self._text.chat_template.answer(await answer)
 
-    async def _start(self) -> None:
+    async def _start(self, template: ChatTemplate) -> None:
         """A new worker, for all that is asked."""
         try:
-            self._worker = await _Worker.start(self._text.chat_template, self._take)
+            self._worker = await _Worker.start(template, self._opening, self._take)
         except OSError as error:  # no memory, or no file descriptor
             while self._asked:
                 _, answer = self._asked.popleft()
@@ -60,7 +71,7 @@ class Renderer:
             return
         finally:
             self._starting = None
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = asyncio.get_running_loop().time() + _START_S
         for question, _ in self._asked:
             self._worker.write(question)
 
@@ -74,7 +85,7 @@ class Renderer:
         if not line:
             self._drop_worker()
             if self._asked:
-                self._starting = asyncio.create_task(self._start())
+                self.start()
 
     def _look_for_silence(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
@@ -134,7 +145,9 @@ class _Worker:
         self._lines = _Lines(take)
 
     @classmethod
-    async def start(cls, template: ChatTemplate, take: Callable[[bytes], None]) -> "_Worker":
+    async def start(
+        cls, template: ChatTemplate, opening: bytes, take: Callable[[bytes], None]
+    ) -> "_Worker":
         """A new process, ready for questions, whose answers the method `take` is told; OSError if
         there can be none."""
         loop, worker = asyncio.get_running_loop(), cls(template, take)
@@ -143,7 +156,7 @@ class _Worker:
         worker._inlet, _ = await loop.connect_write_pipe(
             asyncio.BaseProtocol, worker._process.stdin
         )
-        worker.write(template.opening)
+        worker.write(opening)
         return worker
 
     @property

@@ -1,6 +1,7 @@
 """From a request's fields to a job for the engine: limits, template, tokenizer, grammar."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from lite_llama.engine.sampling_params import SamplingParams
-from lite_llama.errors import ContextTooLong, RequestError
+from lite_llama.errors import ContextTooLong, ModelFileError, RequestError
 from lite_llama.model_text import ModelText
 from lite_llama.server.async_engine import AsyncEngine, Generation, Job
 from lite_llama.server.config import ServeConfig
@@ -105,10 +106,10 @@ class Service:
         self.created = int(time.time())
         self.defaults = replace(text.default_sampling_params(), seed=config.seed)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "text")
-        encode_all = text.tokenizer.encode_all
-        self._prompts = _Batcher(encode_all, self._workers)
-        self._chats = _Batcher(partial(encode_all, add_special_tokens=False), self._workers)
+        self._prompts = _Batcher(text.tokenizer.encode_all, self._workers)
         self._renderer = Renderer(text)
+        with contextlib.suppress(ModelFileError):  # whoever chats is told
+            self._renderer.start()
 
     @property
     def is_ready(self) -> bool:
@@ -170,7 +171,6 @@ class Service:
         """Whether the event loop has so much to do that a thread for texts is worth its way."""
         return (
             self._prompts.is_busy
-            or self._chats.is_busy
             or self.engine.num_waiting >= _MIN_BATCH
             or self.engine.num_reserved >= _MANY_REQUESTS
         )
@@ -260,7 +260,7 @@ class Service:
         def ask() -> bytes:
             return self.text.chat_template.question(messages, tools=tools, **options)
 
-        def encode() -> list[int]:
+        def encode(text: str) -> list[int]:
             try:
                 return self.text.encode_chat(text)
             except ContextTooLong as error:
@@ -268,15 +268,10 @@ class Service:
 
         try:
             question = ask() if _is_short(messages, tools) else await self.in_thread(ask)
-            text = await self._renderer.render(question)
-            if len(text) > _SHORT_BYTES:
-                return await self.in_thread(encode)
-            if self._is_crowded:
-                self.check_bytes(len(text.encode()), "messages")
-                return await self._chats.encode(text)
-            return encode()
+            prompt = await self._renderer.render(question)
         except RequestError as error:
             raise refused(error) from None
+        return await self.in_thread(partial(encode, prompt)) if isinstance(prompt, str) else prompt
 
     def usage(self, generations: Sequence[Generation]) -> dict[str, Any]:
         """The usage object of an answer."""

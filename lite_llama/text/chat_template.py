@@ -71,7 +71,9 @@ class ChatTemplate:
             messages, add_generation_prompt=add_generation_prompt, tools=tools, **kwargs
         )
         with self._lock:
-            return self.answer(self._ask(line))
+            text = self.answer(self._ask(line))
+        assert isinstance(text, str)
+        return text
 
     def question(
         self,
@@ -107,17 +109,21 @@ class ChatTemplate:
                 f"messages and tools must be JSON values: {error}", param="messages"
             ) from error
 
-    def answer(self, line: bytes) -> str:
-        """The prompt in a worker's line, or its RequestError; b"" is what a stopped one says."""
-        content: dict[str, str] = json.loads(line) if line else {"error": _STOPPED}
-        if "text" not in content:
-            raise RequestError(content["error"].partition("\n")[0], param="messages")
-        return content["text"]
+    def answer(self, line: bytes) -> str | list[int]:
+        """The prompt in a worker's line, or its RequestError; b"" is what a stopped one says.
 
-    @property
-    def opening(self) -> bytes:
-        """The line before a worker's first question."""
-        return json.dumps(self._source).encode() + b"\n"
+        A worker with a tokenizer gives a short prompt's token ids in place of its text.
+        """
+        content: dict[str, Any] = json.loads(line) if line else {"error": _STOPPED}
+        if "error" in content:
+            raise RequestError(content["error"].partition("\n")[0], param="messages")
+        prompt: str | list[int] = content["ids"] if "ids" in content else content["text"]
+        return prompt
+
+    def opening(self, tokenizer: str | None = None) -> bytes:
+        """The line before a worker's first question; `tokenizer` is a tokenizer.json."""
+        line = json.dumps({"template": self._source, "tokenizer": tokenizer})
+        return line.encode() + b"\n"
 
     def start_worker(self) -> "subprocess.Popen[bytes]":
         """A process that answers lines of its stdin on its stdout; kill it to end it."""
@@ -136,7 +142,7 @@ class ChatTemplate:
         if self._worker is None or self._worker.poll() is not None:
             self._worker = self.start_worker()
             weakref.finalize(self, _stop, self._worker)
-            line = self.opening + line
+            line = self.opening() + line
         inlet, outlet = self._worker.stdin, self._worker.stdout
         assert inlet is not None
         assert outlet is not None

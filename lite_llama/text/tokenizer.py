@@ -198,7 +198,7 @@ class Tokenizer:
     def encode_all(
         self, texts: Sequence[str], *, add_special_tokens: bool = True
     ) -> list[list[int]]:
-        """`encode` of each text. It runs on all cores, and waits for no other thread meanwhile."""
+        """`encode` of each text, which waits for no other thread meanwhile."""
         try:
             encodings = self._backend.encode_batch_fast(
                 texts, add_special_tokens=add_special_tokens
@@ -206,6 +206,11 @@ class Tokenizer:
         except TypeError as error:
             raise RequestError("a text holds a lone surrogate: send valid Unicode") from error
         return [encoding.ids for encoding in encodings]
+
+    def to_json(self) -> str:
+        """The tokenizer.json with which the `tokenizers` library encodes as `encode` does."""
+        form: str = self._backend.to_str()
+        return form
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; ids outside the vocabulary stand for nothing."""

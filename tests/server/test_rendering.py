@@ -13,7 +13,7 @@ import uvloop
 
 from lite_llama.checkpoint.reader import Checkpoint
 from lite_llama.errors import RequestError
-from lite_llama.model_text import ModelText
+from lite_llama.model_text import ModelText, read_tokenizer
 from lite_llama.server import rendering
 from lite_llama.server.rendering import Renderer
 from lite_llama.text.chat_template import ChatTemplate
@@ -26,11 +26,11 @@ BOMB = "{:>9000000000}"
 
 
 class Text(ModelText):
-    """A template alone."""
+    """A template of its own, and a tokenizer."""
 
     def __init__(self, source: str) -> None:
         checkpoint: Checkpoint = preset_checkpoint()
-        super().__init__(checkpoint, None, 1024)
+        super().__init__(checkpoint, read_tokenizer(checkpoint), 1024)
         self._chat_template = ChatTemplate(source, bos_token="", eos_token="")
 
 
@@ -49,6 +49,10 @@ class Asker:
         self.renderer = Renderer(self._text)
 
     async def say(self, content: str) -> str:
+        prompt = await self.render(content)
+        return prompt if isinstance(prompt, str) else self._text.tokenizer.decode(prompt)
+
+    async def render(self, content: str) -> str | list[int]:
         return await self.renderer.render(self._text.chat_template.question([{"content": content}]))
 
     @property
@@ -65,6 +69,17 @@ def test_questions_that_come_together_get_their_own_answers() -> None:
     contents, said = with_renderer(TEMPLATE, work)
     assert said == contents
     assert len(said[-1]) > 30_000
+
+
+def test_short_prompts_come_as_token_ids_and_long_ones_as_text() -> None:
+    async def work(asker: Asker) -> list[str | list[int]]:
+        return [await asker.render(content) for content in contents]
+
+    contents = ["<|im_start|>user", "ünder 🙂 ", "a " * 1024, "a " * 1024 + "a"]
+    tokenizer = read_tokenizer(preset_checkpoint())
+    assert tokenizer is not None
+    expected = [tokenizer.encode(content, add_special_tokens=False) for content in contents[:3]]
+    assert with_renderer(TEMPLATE, work) == [*expected, contents[3]]
 
 
 def test_a_question_longer_than_a_pipe_does_not_hold_the_loop() -> None:
