@@ -387,7 +387,8 @@ class AsyncEngine:
         if not self._live:
             self._heard = time.monotonic()
         try:
-            self._send(Add(ids, list(job.prompt_token_ids), params, job.cache_salt, job.grammar))
+            token_ids = list(job.prompt_token_ids)
+            self._channel.queue(Add(ids, token_ids, params, job.cache_salt, job.grammar))
         except OverflowError:
             raise refused(
                 RequestError("prompt has a token id of over 64 bits", param="prompt")
@@ -398,6 +399,7 @@ class AsyncEngine:
         generation.timer = self._loop.call_later(
             max(0.0, job.deadline - time.monotonic()), self._expire, generation
         )
+        self._flush()
         return generation
 
     def read(self, sequence: _Sequence) -> TextChunk:

@@ -65,6 +65,10 @@ class Exchange:
             cycle.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
         return True
 
+    def flush(self) -> None:
+        """Let what is written leave at once."""
+        self._cycle.transport.flush()  # type: ignore[attr-defined]
+
 
 class _Gathering:
     """A transport that writes at the end of a turn of the loop what the turn has brought."""
@@ -77,15 +81,16 @@ class _Gathering:
     def write(self, data: bytes) -> None:
         """Write before the loop looks at its sockets again."""
         if not self._parts:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._parts.append(data)
 
     def close(self) -> None:
         """Close behind what has been written."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write it now."""
         if self._parts:
             parts, self._parts = self._parts, []
             if not self._transport.is_closing():  # else the client has left since

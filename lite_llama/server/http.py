@@ -228,11 +228,14 @@ class EventStream(Response):
         self._watch_silence(send)
         try:
             async for event in self.events:
-                if not self._started:
+                is_first = not self._started
+                if is_first:
                     await self._start(send)
                 self._quiet = False
                 if exchange is None or not exchange.write_part(event):
                     await send({"type": "http.response.body", "body": event, "more_body": True})
+                elif is_first:
+                    exchange.flush()
             await self._send(send, b"", more=False)
         except Problem as problem:
             if self._started:

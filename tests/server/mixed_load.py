@@ -28,7 +28,7 @@ class Mark:
     """What the server holds at a moment."""
 
     elapsed_s: float
-    rss: int
+    rss: list[int]  # of each process
     num_files: int
     gpu_bytes: int
 
@@ -54,7 +54,7 @@ def load(
             answer = client.post("/v1/chat/completions", json=body)
             assert answer.status_code == 200, answer.text
             if elapsed > length_s / 6:
-                held = (server.rss, server.num_fds, read_gpu_bytes())
+                held = (server.rss_of_each, server.num_fds, read_gpu_bytes())
                 marks.append(Mark(elapsed, *held))
         return marks
 
@@ -71,11 +71,13 @@ def load(
 
 def check_flat(marks: list[Mark]) -> None:
     """The slope is that of a straight line through all marks."""
-    sizes = np.array([mark.rss for mark in marks], float)
-    slope = np.polyfit([mark.elapsed_s for mark in marks], sizes, 1)[0] * 3600
+    of_each = np.array([mark.rss for mark in marks], float)
+    slopes = np.polyfit([mark.elapsed_s for mark in marks], of_each, 1)[0] * 3600
+    sizes, slope = of_each.sum(1), slopes.sum()
     files = [mark.num_files for mark in marks]
     gpu = [mark.gpu_bytes for mark in marks]
     print(f"RSS {sizes[0] / 1e6:.1f} to {sizes[-1] / 1e6:.1f} MB: {slope / 1e6:+.2f} MB/h")
+    print("of each process " + ", ".join(f"{each / 1e6:+.2f}" for each in slopes))
     print(f"{len(marks)} requests, file descriptors {min(files)} to {max(files)}")
     print(f"GPU {min(gpu) / 1e6:.1f} to {max(gpu) / 1e6:.1f} MB")
     assert slope < 1e6

@@ -129,7 +129,12 @@ class ServerProcess:
     @property
     def rss(self) -> int:
         """Bytes of all of them."""
-        return sum(process.memory_info().rss for process in self.family)
+        return sum(self.rss_of_each)
+
+    @property
+    def rss_of_each(self) -> list[int]:
+        """Bytes of the HTTP process, and of its children."""
+        return [process.memory_info().rss for process in self.family]
 
     @property
     def num_fds(self) -> int:
