@@ -5,10 +5,15 @@ import torch
 from torch import Tensor
 
 from lite_llama.errors import OperatorError
-from lite_llama.kernel_lib.gpu import A100, H200, RTX_5090
+from lite_llama.kernel_lib.gpu import A100, B200, H200, INTERPRETER, RTX_5090
 from lite_llama.ops import attention_prefill
-from lite_llama.ops.attention_prefill import kernel, reference
-from lite_llama.ops.attention_prefill.launch import Launch, Problem, choose_launch
+from lite_llama.ops.attention_prefill import hopper, kernel, reference
+from lite_llama.ops.attention_prefill.launch import (
+    Launch,
+    Problem,
+    choose_launch,
+    runs_on_hopper,
+)
 from tests.ops.attention_inputs import Heads, Ragged, answer, ragged, torch_attention
 from tests.ops.compare import (
     DTYPES,
@@ -22,6 +27,10 @@ from tests.ops.tolerances import ATTENTION
 
 ON_GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="no GPU: too many programs to interpret")
+needs_hopper = pytest.mark.skipif(
+    not ON_GPU or torch.cuda.get_device_capability()[0] != 9,
+    reason="no Hopper GPU: Gluon has no interpreter",
+)
 
 
 def run(
@@ -138,6 +147,87 @@ def test_long_sequences(
     x = ragged([2047, 513, 1], [2047, 4097, 3000], heads, torch.bfloat16, device, block_size)
     want, by_torch = answer(x, causal=causal), torch_attention(x, causal=causal)
     assert_close_to_reference(run(x, causal=causal), want, ATTENTION, by_torch)
+
+
+def run_on_hopper(x: Ragged, *, causal: bool = True) -> Tensor:
+    return hopper.launch(
+        x.q,
+        x.k,
+        x.v,
+        cu_seqlens_q=x.cu_seqlens_q,
+        seq_lens=x.seq_lens,
+        max_q_len=int(x.cu_seqlens_q.diff().max()),
+        block_table=x.block_table,
+        causal=causal,
+        scale=x.q.shape[-1] ** -0.5,
+        out=torch.empty_like(x.q),
+    )
+
+
+# One query, a tile and one more, prefixes, a sequence without new tokens, and a tile without keys.
+HOPPER_BATCH = ([1, 129, 65, 0, 300, 700], [258, 129, 200, 7, 1300, 700])
+
+
+@needs_hopper
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("block_size", [0, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("causal", [True, False])
+def test_hopper_ragged_batches(
+    device: torch.device,
+    dtype: torch.dtype,
+    block_size: int,
+    head_dim: int,
+    *,
+    causal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = ragged(*HOPPER_BATCH, Heads(6, 2, head_dim), dtype, device, block_size)
+    want, by_torch = answer(x, causal=causal), torch_attention(x, causal=causal)
+    poison_new_outputs(monkeypatch)
+    for _ in range(3):
+        assert_close_to_reference(run_on_hopper(x, causal=causal), want, ATTENTION, by_torch)
+
+
+@needs_hopper
+@pytest.mark.parametrize("block_size", [0, 16])
+def test_hopper_many_turns_a_program(device: torch.device, block_size: int) -> None:
+    lens = [1000, 30, 2500, 129, 700, 64, 1, 513, 2000, 90, 300, 128]
+    x = ragged(lens, [n + 77 for n in lens], Heads(32, 8, 128), torch.bfloat16, device, block_size)
+    got, want = run_on_hopper(x), answer(x)
+    assert_close_to_reference(got, want, ATTENTION, torch_attention(x))
+    assert same_bits(got, run_on_hopper(x))
+
+
+@needs_hopper
+def test_hopper_gives_a_row_the_same_bits_in_any_batch(device: torch.device) -> None:
+    x = ragged(*HOPPER_BATCH, Heads(4, 2, 128), torch.bfloat16, device, 16)
+    together, bounds = run_on_hopper(x), x.cu_seqlens_q.tolist()
+    assert x.block_table is not None
+    for i in (0, 1, 2, 4, 5):
+        # The last queries alone: their tiles begin elsewhere.
+        first = bounds[i] + (bounds[i + 1] - bounds[i]) // 3
+        alone = hopper.launch(
+            x.q[first : bounds[i + 1]],
+            x.k,
+            x.v,
+            cu_seqlens_q=torch.tensor([0, bounds[i + 1] - first], dtype=torch.int32).to(device),
+            seq_lens=x.seq_lens[i : i + 1],
+            max_q_len=bounds[i + 1] - first,
+            block_table=x.block_table[i : i + 1],
+            causal=True,
+            scale=128**-0.5,
+            out=torch.empty_like(x.q[first : bounds[i + 1]]),
+        )
+        assert same_bits(alone, together[first : bounds[i + 1]])
+
+
+@needs_hopper
+def test_hopper_sequences_without_keys_give_zeros(device: torch.device) -> None:
+    x = ragged([3, 200], [0, 200], Heads(2, 1, 128), torch.float16, device)
+    got = run_on_hopper(x)
+    assert torch.equal(got[:3], torch.zeros_like(got[:3]))
+    assert nmse(got[3:], answer(x)[3:]) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -310,13 +400,55 @@ def test_dtypes_and_strides_must_match(device: torch.device) -> None:
         attention_prefill(x.q, x.k, x.v, **(lengths | {"seq_lens": x.seq_lens.float()}))
 
 
+def plain_problem(**changed: object) -> Problem:
+    usual = {
+        "num_seqs": 1,
+        "max_q_len": 4096,
+        "num_q_heads": 32,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "dtype": torch.bfloat16,
+        "block_size": 16,
+        "causal": True,
+        "tma_ready": True,
+        "heads_ready": True,
+        "is_plain": True,
+    }
+    return Problem(**(usual | changed))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changed", "takes"),
+    [
+        ({}, True),
+        ({"block_size": 0}, True),
+        ({"block_size": 256}, True),
+        ({"block_size": 8}, False),
+        ({"head_dim": 64}, True),
+        ({"head_dim": 64, "causal": False}, False),
+        ({"head_dim": 96}, False),
+        ({"causal": False}, True),
+        ({"dtype": torch.float32}, False),
+        ({"max_q_len": 65}, True),
+        ({"max_q_len": 64}, False),
+        ({"max_q_len": 512, "block_size": 0}, False),  # 128 tiles for 132 SMs
+        ({"max_q_len": 513, "block_size": 0}, True),
+        ({"is_plain": False}, False),
+        ({"heads_ready": False}, False),
+    ],
+)
+def test_what_runs_on_hopper(changed: dict[str, object], *, takes: bool) -> None:
+    problem = plain_problem(**changed)
+    assert runs_on_hopper(problem, H200) is takes
+    for gpu in (A100, B200, RTX_5090, INTERPRETER):
+        assert not runs_on_hopper(problem, gpu)
+
+
 @pytest.mark.parametrize("head_dim", [16, 64, 80, 128, 256])
 @pytest.mark.parametrize("block_size", [0, 16, 256])
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_launch_fits_the_gpu(head_dim: int, block_size: int, *, causal: bool) -> None:
-    problem = Problem(
-        1, 4096, 32, 8, head_dim, torch.bfloat16, block_size, causal=causal, tma_ready=True
-    )
+    problem = plain_problem(head_dim=head_dim, block_size=block_size, causal=causal)
     assert choose_launch(problem, H200).use_tma == (block_size != 16)
     assert not choose_launch(problem, A100).use_tma
     for gpu in (A100, H200, RTX_5090):
@@ -340,14 +472,12 @@ def test_the_launch_fits_the_gpu(head_dim: int, block_size: int, *, causal: bool
 def test_the_tile_is_the_fastest_measured(
     head_dim: int, block_size: int, tile: tuple[int, int, int, int], *, causal: bool
 ) -> None:
-    problem = Problem(
-        1, 4096, 32, 8, head_dim, torch.bfloat16, block_size, causal=causal, tma_ready=True
-    )
+    problem = plain_problem(head_dim=head_dim, block_size=block_size, causal=causal)
     how = choose_launch(problem, H200)
     assert (how.block_m, how.block_n, how.num_warps, how.num_stages) == tile
 
 
 @pytest.mark.parametrize(("q_len", "heads"), [(16, 32), (4096, 16), (16384, 4), (131072, 1)])
 def test_sections_keep_their_keys_in_the_cache(q_len: int, heads: int) -> None:
-    problem = Problem(1, q_len, 32, 32, 64, torch.bfloat16, 0, causal=True, tma_ready=True)
+    problem = plain_problem(max_q_len=q_len, num_kv_heads=32, head_dim=64, block_size=0)
     assert choose_launch(problem, H200).heads_per_section == heads

@@ -13,7 +13,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lite_llama.kernel_lib.gpu import gpu_spec
-from lite_llama.ops.attention_prefill.launch import Launch, Problem, choose_launch
+from lite_llama.ops.attention_prefill import hopper
+from lite_llama.ops.attention_prefill.launch import (
+    Launch,
+    Problem,
+    choose_launch,
+    runs_on_hopper,
+)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Stands in for −inf so that a row that sees nothing yet gives no NaN. A power of two: its product
@@ -258,6 +264,7 @@ def attention_prefill(
     out: Tensor,
 ) -> Tensor:
     num_seqs, head_dim = seq_lens.shape[0], q.shape[2]
+    tma_ready = _tma_ready(k) and _tma_ready(v)
     problem = Problem(
         num_seqs=num_seqs,
         max_q_len=max_q_len,
@@ -267,8 +274,25 @@ def attention_prefill(
         dtype=q.dtype,
         block_size=0 if block_table is None else k.shape[1],
         causal=causal,
-        tma_ready=_tma_ready(k) and _tma_ready(v),
+        tma_ready=tma_ready,
+        heads_ready=tma_ready
+        and _tma_ready(q)
+        and all(x.stride(-2) == head_dim for x in (q, k, v)),
+        is_plain=window is None and sinks is None,
     )
+    if runs_on_hopper(problem, gpu_spec(q.device)):
+        return hopper.launch(
+            q,
+            k,
+            v,
+            cu_seqlens_q=cu_seqlens_q,
+            seq_lens=seq_lens,
+            max_q_len=max_q_len,
+            block_table=block_table,
+            causal=causal,
+            scale=scale,
+            out=out,
+        )
     return launch(
         choose_launch(problem, gpu_spec(q.device)),
         q,

@@ -1,4 +1,4 @@
-"""Which tile attention_prefill runs with."""
+"""Which kernel attention_prefill runs with, and which tile."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,17 @@ import torch
 
 from lite_llama.kernel_lib.gpu import GpuSpec
 
+# Queries and keys of a tile of `hopper.py`.
+HOPPER_QUERIES, HOPPER_KEYS = 128, 128
+
 
 @dataclass(frozen=True)
 class Problem:
-    """What the choice depends on. `block_size` 0: dense keys and values."""
+    """What the choice depends on. `block_size` 0: dense keys and values.
+
+    `tma_ready`: K and V are as a tensor map asks; `heads_ready`: and q, and the heads of a row lie
+    side by side. `is_plain`: no window, no sinks.
+    """
 
     num_seqs: int
     max_q_len: int
@@ -20,6 +27,8 @@ class Problem:
     block_size: int
     causal: bool
     tma_ready: bool
+    heads_ready: bool
+    is_plain: bool
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,29 @@ class Launch:
     use_tma: bool = False
 
 
+def runs_on_hopper(problem: Problem, gpu: GpuSpec) -> bool:
+    """Whether the kernel of `hopper.py` takes this problem; pure.
+
+    It wins from 65 queries on where keys are paged, and where they are not once there are more
+    tiles than SMs. With head_dim 64 and no causal mask it loses.
+    """
+    block = problem.block_size
+    in_pieces = block >= 16 and 0 in (HOPPER_KEYS % block, block % HOPPER_KEYS)
+    num_tiles = -(-problem.max_q_len // HOPPER_QUERIES) * problem.num_seqs * problem.num_q_heads
+    return (
+        gpu.capability[0] == 9
+        and gpu.compiles
+        and problem.dtype in (torch.float16, torch.bfloat16)
+        and (problem.head_dim == 128 or (problem.head_dim == 64 and problem.causal))
+        and problem.max_q_len > 64
+        and (in_pieces or (block == 0 and num_tiles > gpu.num_sms))
+        and problem.is_plain
+        and problem.heads_ready
+    )
+
+
 def choose_launch(problem: Problem, gpu: GpuSpec) -> Launch:
-    """The tile for this problem on this GPU; pure.
+    """The tile of `kernel.py` for this problem on this GPU; pure.
 
     Hopper's tiles are the fastest of those measured on an H200: docs/lab/attention_prefill.md.
     """

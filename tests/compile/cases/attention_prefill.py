@@ -35,11 +35,13 @@ CASES = {
     "dense 64 bf16 all": lambda: _prefill(64, BF16, causal=False),
     "dense 128 bf16": lambda: _prefill(128, BF16),
     "dense 128 bf16 all": lambda: _prefill(128, BF16, causal=False),
+    "dense 128 bf16 few": lambda: _prefill(128, BF16, q_len=256),
     "dense 80 fp16": lambda: _prefill(80, torch.float16),
     "dense 64 fp32": lambda: _prefill(64, FP32),
     "blocks of 16 64 bf16": lambda: _prefill(64, BF16, block_size=16),
     "blocks of 16 128 bf16": lambda: _prefill(128, BF16, block_size=16),
     "blocks of 16 128 bf16 few": lambda: _prefill(128, BF16, block_size=16, q_len=48),
     "blocks of 256 128 bf16": lambda: _prefill(128, BF16, block_size=256),
+    "blocks of 256 128 bf16 few": lambda: _prefill(128, BF16, block_size=256, q_len=48),
     "window and sinks 64 bf16": lambda: _prefill(64, BF16, block_size=16, window=128, sinks=True),
 }
