@@ -140,9 +140,18 @@ def test_the_classic_table(
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("block_size", [0, 16, 256])
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("may_be_gluon", [True, False])
 def test_long_sequences(
-    device: torch.device, head_dim: int, block_size: int, *, causal: bool
+    device: torch.device,
+    head_dim: int,
+    block_size: int,
+    *,
+    causal: bool,
+    may_be_gluon: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not may_be_gluon:
+        monkeypatch.setattr(kernel, "runs_on_hopper", lambda *_: False)
     heads = Heads(8, 2, head_dim)
     x = ragged([2047, 513, 1], [2047, 4097, 3000], heads, torch.bfloat16, device, block_size)
     want, by_torch = answer(x, causal=causal), torch_attention(x, causal=causal)
@@ -232,8 +241,9 @@ def test_hopper_sequences_without_keys_give_zeros(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(
-    device: torch.device, dtype: torch.dtype
+    device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kernel, "runs_on_hopper", lambda *_: False)  # whose bits are others
     x = ragged([100, 3, 100], [100, 90, 170], Heads(2, 1, 64), dtype, device, 16)
     together = run(x)
     assert x.block_table is not None
