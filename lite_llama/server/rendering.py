@@ -95,7 +95,8 @@ class Renderer:
             self._take(b"")
         if self._asked:
             rest = self._heard + TIME_LIMIT_S - loop.time()
-            self._timer = loop.call_later(max(0.0, rest), self._look_for_silence, loop)
+            pause = min(max(0.0, rest), TIME_LIMIT_S)  # an answer may bring the end of it nearer
+            self._timer = loop.call_later(pause, self._look_for_silence, loop)
 
     def _drop_worker(self) -> None:
         if self._worker is not None:
