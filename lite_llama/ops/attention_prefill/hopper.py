@@ -28,6 +28,8 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.ops.attention_prefill.launch import HOPPER_KEYS, HOPPER_QUERIES
 
+# Its name from Triton 3.9 on, and the one before.
+load_to_shared = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 LOG2_E = 1.4426950408889634
 # Stands in for −inf, as in `kernel.py`.
 MASKED = gl.constexpr(-(2.0**100))
@@ -100,7 +102,7 @@ def _load_tile(source, ring, full, empty, count, rows, column):
     mbarrier.expect(full.index(place), source.block_type.nbytes * len(rows))
     for i in gl.static_range(len(rows)):
         piece = tile.slice(i * PIECE, PIECE)
-        tma.async_copy_global_to_shared(source, [rows[i], column], full.index(place), piece)
+        load_to_shared(source, [rows[i], column], full.index(place), piece)
 
 
 @gluon.jit
@@ -152,7 +154,7 @@ def _produce(arguments, Q_PER_KV: gl.constexpr, BLOCK_SIZE: gl.constexpr, CAUSAL
                 slot = done % _Q_SLOTS * _GROUPS + group
                 mbarrier.wait(q_empty.index(slot), (done // _Q_SLOTS + 1) & 1)
                 mbarrier.expect(q_full.index(slot), q_source.block_type.nbytes)
-                tma.async_copy_global_to_shared(
+                load_to_shared(
                     q_source, [q_row + group * _ROWS, head * HEAD_DIM],
                     q_full.index(slot), q_tiles.index(slot),
                 )  # fmt: skip
