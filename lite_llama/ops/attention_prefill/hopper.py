@@ -64,7 +64,7 @@ def _copy_layout(columns):
 def _work(turn, order, cu_seqlens_q_ptr, seq_lens_ptr, CAUSAL: gl.constexpr):
     """What a program does in its `turn`, of which there are order[3].
 
-    (sequence, head, query of the first one's place, its row, queries, keys, their tiles); without
+    (sequence, head, position of the first query, its row, queries, keys, their tiles); without
     queries there is nothing to do. Longest query blocks first, and every other turn backwards over
     the programs, so that who had the longest of one gets the shortest of the next.
     """
