@@ -257,11 +257,6 @@ class _Turns:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._is_renewing = False
 
-    @property
-    def num_waiting(self) -> int:
-        """Those whose turn has not come."""
-        return len(self._waiting)
-
     async def take(self) -> None:
         """Return when it is the caller's turn."""
         if not self._is_renewing:
@@ -338,11 +333,6 @@ class AsyncEngine:
     def silence_s(self) -> float:
         """Seconds since the engine's last sign of life, or since it was given work."""
         return time.monotonic() - self._heard
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests that wait for their turn."""
-        return self._turns.num_waiting
 
     async def turn(self) -> None:
         """Wait until the event loop has time for another request; call it before reading one."""

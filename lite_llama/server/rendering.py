@@ -1,18 +1,21 @@
-"""Chat templates rendered from the event loop.
+"""Prompts made beside the event loop: chats rendered, and short texts tokenized.
 
-A template's process (see text/chat_template.py), which has the model's tokenizer as well, is asked
-and the loop goes on; it answers in order. A thread that waited for it would have to win the GIL
-from a busy loop several times a request.
+The process that does it (text/prompt_worker.py) is asked and the loop goes on; it answers in order.
+A thread that waited for it, or that tokenized, would have to win the GIL from a busy loop several
+times a request.
 """
 
 import asyncio
+import contextlib
+import json
 import subprocess
 import weakref
 from collections import deque
 from collections.abc import Callable
 
+from lite_llama.errors import ModelFileError
 from lite_llama.model_text import ModelText
-from lite_llama.text.chat_template import TIME_LIMIT_S, ChatTemplate
+from lite_llama.text.chat_template import TIME_LIMIT_S, opening, read_answer, start_worker
 
 # So much longer a new process may be silent: it reads its tokenizer first, 0.1 to 0.4 s of a core.
 _START_S = 10.0
@@ -21,7 +24,7 @@ _MAX_LINE_BYTES = 1 << 27
 
 
 class Renderer:
-    """The process of a model's template, and the questions on their way through it."""
+    """A process that makes a model's prompts, and the questions on their way through it."""
 
     def __init__(self, text: ModelText) -> None:
         self._text = text
@@ -33,17 +36,38 @@ class Renderer:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Have a process ready; ModelFileError if there is no template."""
-        template = self._text.chat_template
-        self._opening = self._opening or template.opening(self._text.tokenizer.to_json())
-        self._starting = asyncio.create_task(self._start(template))
+        """Have a process ready."""
+        if not self._opening:
+            source = None
+            with contextlib.suppress(ModelFileError):  # whoever asks for a chat is told
+                source = self._text.chat_template.source
+            self._opening = opening(source, self._text.tokenizer.to_json())
+        self._starting = asyncio.create_task(self._start())
 
     async def render(self, question: bytes) -> str | list[int]:
         """The prompt that a line of `ChatTemplate.question` asks for; RequestError as `render`.
 
-        A short one comes as token ids. The limit on its time begins when those before it are
-        answered.
+        A short one comes as token ids.
         """
+        return read_answer(await self._ask(question))
+
+    async def encode(self, text: str) -> list[int]:
+        """Token ids of a text that is short: those behind it wait. RequestError as
+        `Tokenizer.encode`."""
+        try:
+            question = json.dumps({"text": text}, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return self._text.tokenizer.encode(text)  # which says what is wrong
+        line = b""
+        with contextlib.suppress(OSError):  # no process, no pipe: it can be done here
+            line = await self._ask(question + b"\n")
+        ids = read_answer(line) if line else self._text.tokenizer.encode(text)
+        assert isinstance(ids, list)
+        return ids
+
+    async def _ask(self, question: bytes) -> bytes:
+        """The line that answers a question, or b"" if there is none within the limit, which begins
+        when all before it are answered."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[bytes] = loop.create_future()
         if not self._asked:
@@ -57,12 +81,12 @@ class Renderer:
             self.start()
         if self._timer is None:
             self._timer = loop.call_later(TIME_LIMIT_S, self._look_for_silence, loop)
-        return self._text.chat_template.answer(await answer)
+        return await answer
 
-    async def _start(self, template: ChatTemplate) -> None:
+    async def _start(self) -> None:
         """A new worker, for all that is asked."""
         try:
-            self._worker = await _Worker.start(template, self._opening, self._take)
+            self._worker = await _Worker.start(self._opening, self._take)
         except OSError as error:  # no memory, or no file descriptor
             while self._asked:
                 _, answer = self._asked.popleft()
@@ -135,23 +159,21 @@ class _Lines(asyncio.Protocol):
 
 
 class _Worker:
-    """A template's process between two pipes."""
+    """A process between two pipes."""
 
     _inlet: asyncio.WriteTransport
     _outlet: asyncio.ReadTransport
 
-    def __init__(self, template: ChatTemplate, take: Callable[[bytes], None]) -> None:
-        self._process = template.start_worker()
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._process = start_worker()
         self._end = weakref.finalize(self, _kill, self._process)
         self._lines = _Lines(take)
 
     @classmethod
-    async def start(
-        cls, template: ChatTemplate, opening: bytes, take: Callable[[bytes], None]
-    ) -> "_Worker":
+    async def start(cls, opening: bytes, take: Callable[[bytes], None]) -> "_Worker":
         """A new process, ready for questions, whose answers the method `take` is told; OSError if
         there can be none."""
-        loop, worker = asyncio.get_running_loop(), cls(template, take)
+        loop, worker = asyncio.get_running_loop(), cls(take)
         lines = worker._lines
         worker._outlet, _ = await loop.connect_read_pipe(lambda: lines, worker._process.stdout)
         worker._inlet, _ = await loop.connect_write_pipe(

@@ -151,8 +151,6 @@ def start_engine(
 
 def create_service(served: Served, config: ServeConfig) -> Service:
     """What answers the requests for a model, within its limits. Call it on the event loop."""
-    # One thread for a batch of short texts: on every core, threads would spin for longer than that.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # noqa: TID251 - the library has no other way
     metrics = Metrics()
     limits = Limits(
         max_sequences=config.max_num_queued_reqs or 4 * served.ready.max_num_seqs,

@@ -1,9 +1,7 @@
 """From a request's fields to a job for the engine: limits, template, tokenizer, grammar."""
 
 import asyncio
-import contextlib
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -11,7 +9,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from lite_llama.engine.sampling_params import SamplingParams
-from lite_llama.errors import ContextTooLong, ModelFileError, RequestError
+from lite_llama.errors import ContextTooLong, RequestError
 from lite_llama.model_text import ModelText
 from lite_llama.server.async_engine import AsyncEngine, Generation, Job
 from lite_llama.server.config import ServeConfig
@@ -25,15 +23,12 @@ T = TypeVar("T")
 
 # Longest text, in bytes, for each token of the context; a longer one is refused unread.
 _MAX_BYTES_PER_TOKEN = 8
-# So much text is tokenized on the event loop: it takes less than the way to a thread and back, on
-# which a busy loop keeps the GIL.
-_SHORT_BYTES = 2 << 10
+# Prompts of so many characters are tokenized by the process that has the template, in 0.2 ms. A
+# conversation of as many, and few messages, is written down for it on the event loop: that takes
+# less than the way to a thread and back, on which a busy loop keeps the GIL.
+_SHORT = 2 << 10
 _SHORT_MESSAGES = 32
-# Unless so many requests wait to begin, or are open: then one way to a thread is for up to so many
-# of their texts.
-_MIN_BATCH, _MAX_BATCH = 4, 16
-_MANY_REQUESTS = 128
-# Threads for tokenizing, which releases the GIL meanwhile, and for long conversations.
+# Threads for long texts, whose tokenizing releases the GIL, and for long conversations.
 _NUM_WORKERS = 2
 
 
@@ -44,52 +39,6 @@ class Caller:
     arrived: float  # time.monotonic()
     salt: str = ""  # keeps the prefix caches of two API keys apart
     generations: list[Generation] = field(default_factory=list)  # one a prompt
-
-
-class _Batcher:
-    """Tokenizes short texts that come together, in one call beside the event loop. The next call
-    takes those that have come during it."""
-
-    def __init__(
-        self, encode_all: Callable[[list[str]], list[list[int]]], workers: ThreadPoolExecutor
-    ) -> None:
-        self._encode_all = encode_all
-        self._workers = workers
-        self._waiting: deque[tuple[str, asyncio.Future[list[int]]]] = deque()
-        self.is_busy = False
-
-    async def encode(self, text: str) -> list[int]:
-        """The token ids of a text without lone surrogates."""
-        loop = asyncio.get_running_loop()
-        encoded: asyncio.Future[list[int]] = loop.create_future()
-        self._waiting.append((text, encoded))
-        if not self.is_busy:
-            self.is_busy = True
-            loop.call_soon(self._begin, loop)
-        return await encoded
-
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(_MAX_BATCH, len(self._waiting)))]
-        done = loop.run_in_executor(self._workers, self._encode_all, [text for text, _ in batch])
-        done.add_done_callback(lambda done: self._end(loop, [each for _, each in batch], done))
-
-    def _end(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        batch: list[asyncio.Future[list[int]]],
-        done: asyncio.Future[list[list[int]]],
-    ) -> None:
-        error = done.exception()
-        for index, encoded in enumerate(batch):
-            if encoded.done():  # its client has left
-                continue
-            if error is not None:
-                encoded.set_exception(error)
-            else:
-                encoded.set_result(done.result()[index])
-        self.is_busy = bool(self._waiting)
-        if self.is_busy:
-            self._begin(loop)
 
 
 class Service:
@@ -106,10 +55,8 @@ class Service:
         self.created = int(time.time())
         self.defaults = replace(text.default_sampling_params(), seed=config.seed)
         self._workers = ThreadPoolExecutor(_NUM_WORKERS, "text")
-        self._prompts = _Batcher(text.tokenizer.encode_all, self._workers)
         self._renderer = Renderer(text)
-        with contextlib.suppress(ModelFileError):  # whoever chats is told
-            self._renderer.start()
+        self._renderer.start()
 
     @property
     def is_ready(self) -> bool:
@@ -154,26 +101,17 @@ class Service:
     async def encode_all(self, prompts: Sequence[str | list[int]]) -> list[list[int]]:
         """Token ids of plain prompts, those that are token ids already included."""
 
-        def encode() -> list[list[int]]:
-            return [self.encode(each) if isinstance(each, str) else each for each in prompts]
+        async def encode(prompt: str | list[int]) -> list[int]:
+            if isinstance(prompt, list):
+                return prompt
+            if len(prompt) <= _SHORT:
+                return await self._renderer.encode(prompt)
+            return await self.in_thread(lambda: self.encode(prompt))
 
-        if sum(len(each) for each in prompts if isinstance(each, str)) <= _SHORT_BYTES:
-            if isinstance(prompts[0], str) and len(prompts) == 1 and self._is_crowded:
-                return [await self._prompts.encode(prompts[0])]
-            try:
-                return encode()
-            except RequestError as error:
-                raise refused(error) from None
-        return await self.in_thread(encode)
-
-    @property
-    def _is_crowded(self) -> bool:
-        """Whether the event loop has so much to do that a thread for texts is worth its way."""
-        return (
-            self._prompts.is_busy
-            or self.engine.num_waiting >= _MIN_BATCH
-            or self.engine.num_reserved >= _MANY_REQUESTS
-        )
+        try:
+            return [await encode(prompt) for prompt in prompts]
+        except RequestError as error:
+            raise refused(error) from None
 
     def check_bytes(self, num_bytes: int, param: str) -> None:
         """Refuse a text that cannot fit into the context, before it is tokenized."""
@@ -293,5 +231,5 @@ def _is_short(messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]]
         tools is None
         and len(messages) <= _SHORT_MESSAGES
         and all(message.keys() <= {"role", "content"} for message in messages)
-        and sum(len(str(message.get("content"))) for message in messages) <= _SHORT_BYTES
+        and sum(len(str(message.get("content"))) for message in messages) <= _SHORT
     )

@@ -2,7 +2,7 @@
 
 Templates are programs that come with the model file, so they are run as hostile ones: by
 minijinja with a bound on steps, in a child process with a bound on memory and time
-(template_worker.py), on plain JSON values.
+(prompt_worker.py), on plain JSON values.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 import minijinja
 
 from lite_llama.errors import ModelFileError, RequestError
-from lite_llama.text.template_worker import compile_template
+from lite_llama.text.prompt_worker import compile_template
 
 _SOURCE_LIMIT = 1 << 20
 TIME_LIMIT_S = 2.0
@@ -71,7 +71,7 @@ class ChatTemplate:
             messages, add_generation_prompt=add_generation_prompt, tools=tools, **kwargs
         )
         with self._lock:
-            text = self.answer(self._ask(line))
+            text = read_answer(self._ask(line))
         assert isinstance(text, str)
         return text
 
@@ -103,46 +103,23 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return json.dumps(variables, ensure_ascii=False).encode() + b"\n"
+            return json.dumps({"chat": variables}, ensure_ascii=False).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(
                 f"messages and tools must be JSON values: {error}", param="messages"
             ) from error
 
-    def answer(self, line: bytes) -> str | list[int]:
-        """The prompt in a worker's line, or its RequestError; b"" is what a stopped one says.
-
-        A worker with a tokenizer gives a short prompt's token ids in place of its text.
-        """
-        content: dict[str, Any] = json.loads(line) if line else {"error": _STOPPED}
-        if "error" in content:
-            raise RequestError(content["error"].partition("\n")[0], param="messages")
-        prompt: str | list[int] = content["ids"] if "ids" in content else content["text"]
-        return prompt
-
-    def opening(self, tokenizer: str | None = None) -> bytes:
-        """The line before a worker's first question; `tokenizer` is a tokenizer.json."""
-        line = json.dumps({"template": self._source, "tokenizer": tokenizer})
-        return line.encode() + b"\n"
-
-    def start_worker(self) -> "subprocess.Popen[bytes]":
-        """A process that answers lines of its stdin on its stdout; kill it to end it."""
-        # -P: the worker's directory is not searched for modules.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C at the terminal is not meant for it
-        )
+    @property
+    def source(self) -> str:
+        """The template's text."""
+        return self._source
 
     def _ask(self, line: bytes) -> bytes:
         """The line that answers a question; b"" if there is none within the limit."""
         if self._worker is None or self._worker.poll() is not None:
-            self._worker = self.start_worker()
+            self._worker = start_worker()
             weakref.finalize(self, _stop, self._worker)
-            line = self.opening() + line
+            line = opening(self._source, None) + line
         inlet, outlet = self._worker.stdin, self._worker.stdout
         assert inlet is not None
         assert outlet is not None
@@ -160,6 +137,36 @@ class ChatTemplate:
             return answer
         _stop(self._worker)
         return b""
+
+
+def opening(template: str | None, tokenizer: str | None) -> bytes:
+    """The line before a worker's first question: a template's source and a tokenizer.json."""
+    return json.dumps({"template": template, "tokenizer": tokenizer}).encode() + b"\n"
+
+
+def read_answer(line: bytes) -> str | list[int]:
+    """The prompt in a worker's line, or its RequestError; b"" is what a stopped one says.
+
+    A worker with a tokenizer gives the token ids of a short prompt in place of its text.
+    """
+    content: dict[str, Any] = json.loads(line) if line else {"error": _STOPPED}
+    if "error" in content:
+        raise RequestError(content["error"].partition("\n")[0], param="messages")
+    prompt: str | list[int] = content["ids"] if "ids" in content else content["text"]
+    return prompt
+
+
+def start_worker() -> "subprocess.Popen[bytes]":
+    """A process that answers lines of its stdin on its stdout; kill it to end it."""
+    # -P: the worker's directory is not searched for modules.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("prompt_worker.py"))]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C at the terminal is not meant for it
+    )
 
 
 def _stop(worker: "subprocess.Popen[bytes]") -> None:

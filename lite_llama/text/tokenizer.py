@@ -195,18 +195,6 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
-    def encode_all(
-        self, texts: Sequence[str], *, add_special_tokens: bool = True
-    ) -> list[list[int]]:
-        """`encode` of each text, which waits for no other thread meanwhile."""
-        try:
-            encodings = self._backend.encode_batch_fast(
-                texts, add_special_tokens=add_special_tokens
-            )
-        except TypeError as error:
-            raise RequestError("a text holds a lone surrogate: send valid Unicode") from error
-        return [encoding.ids for encoding in encodings]
-
     def to_json(self) -> str:
         """The tokenizer.json with which the `tokenizers` library encodes as `encode` does."""
         form: str = self._backend.to_str()

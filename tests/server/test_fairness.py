@@ -1,7 +1,6 @@
 """Requests that come together share the event loop with the streams that run."""
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from lite_llama.server.chat import ChatWriter
 from lite_llama.server.completions import CompletionWriter
 from lite_llama.server.http import data_event
 from lite_llama.server.protocol import ChatRequest, CompletionRequest, sampling_params
-from lite_llama.server.service import _Batcher
 from tests.server.servers import LocalServer
 
 
@@ -85,26 +83,6 @@ def test_a_stream_that_is_told_twice_is_told_once() -> None:
         return told
 
     assert asyncio.run(hold()) == ["both"]
-
-
-def test_texts_in_a_batch_become_what_they_become_alone(server: LocalServer) -> None:
-    tokenizer = server.llm.tokenizer
-    texts = [f"Text number {number} of several" for number in range(40)]
-
-    async def hold() -> list[list[int] | BaseException]:
-        batcher = _Batcher(tokenizer.encode_all, pool)
-        tasks = [asyncio.create_task(batcher.encode(text)) for text in texts]
-        await asyncio.sleep(0)
-        tasks[3].cancel()
-        found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert not batcher.is_busy
-        return found
-
-    with ThreadPoolExecutor(1) as pool:
-        found = asyncio.run(hold())
-    assert isinstance(found[3], asyncio.CancelledError)
-    expected = [tokenizer.encode(text) for text in texts]
-    assert found[:3] + found[4:] == expected[:3] + expected[4:]
 
 
 @pytest.mark.parametrize("text", ["", "a", 'quote " and \\ and \n', "ünder 🙂"])

@@ -5,21 +5,22 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import psutil
 import pytest
 import uvloop
 
-from lite_llama.checkpoint.reader import Checkpoint
 from lite_llama.errors import RequestError
 from lite_llama.model_text import ModelText, read_tokenizer
 from lite_llama.server import rendering
 from lite_llama.server.rendering import Renderer
-from lite_llama.text.chat_template import ChatTemplate
+from lite_llama.text.tokenizer import Tokenizer
 from tests.server.preset import preset_checkpoint
 
 T = TypeVar("T")
+TOKENIZER: Tokenizer = read_tokenizer(preset_checkpoint())  # type: ignore[assignment]
 # Says its message; one of bytes that fill the memory stops the process.
 TEMPLATE = "{{ messages[0].content.format('x') }}"
 BOMB = "{:>9000000000}"
@@ -28,13 +29,12 @@ BOMB = "{:>9000000000}"
 class Text(ModelText):
     """A template of its own, and a tokenizer."""
 
-    def __init__(self, source: str) -> None:
-        checkpoint: Checkpoint = preset_checkpoint()
-        super().__init__(checkpoint, read_tokenizer(checkpoint), 1024)
-        self._chat_template = ChatTemplate(source, bos_token="", eos_token="")
+    def __init__(self, source: str | None) -> None:
+        checkpoint = replace(preset_checkpoint(), chat_template=source)
+        super().__init__(checkpoint, TOKENIZER, 1024)
 
 
-def with_renderer(source: str, work: Callable[["Asker"], Coroutine[Any, Any, T]]) -> T:
+def with_renderer(source: str | None, work: Callable[["Asker"], Coroutine[Any, Any, T]]) -> T:
     """What `work` returns in an event loop of its own."""
 
     async def run() -> T:
@@ -44,7 +44,7 @@ def with_renderer(source: str, work: Callable[["Asker"], Coroutine[Any, Any, T]]
 
 
 class Asker:
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str | None) -> None:
         self._text = Text(source)
         self.renderer = Renderer(self._text)
 
@@ -76,10 +76,41 @@ def test_short_prompts_come_as_token_ids_and_long_ones_as_text() -> None:
         return [await asker.render(content) for content in contents]
 
     contents = ["<|im_start|>user", "ünder 🙂 ", "a " * 1024, "a " * 1024 + "a"]
-    tokenizer = read_tokenizer(preset_checkpoint())
-    assert tokenizer is not None
-    expected = [tokenizer.encode(content, add_special_tokens=False) for content in contents[:3]]
+    expected = [TOKENIZER.encode(content, add_special_tokens=False) for content in contents[:3]]
     assert with_renderer(TEMPLATE, work) == [*expected, contents[3]]
+
+
+def test_plain_texts_are_encoded_as_the_tokenizer_does() -> None:
+    texts = ["", "Once upon a time", "<|im_start|>user", "ünder 🙂\n\0", '{"chat": 1}']
+
+    async def work(asker: Asker) -> list[list[int]]:
+        return list(await asyncio.gather(*map(asker.renderer.encode, texts)))
+
+    assert with_renderer(TEMPLATE, work) == [TOKENIZER.encode(text) for text in texts]
+
+
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(RequestError, match="lone surrogate"):
+        with_renderer(TEMPLATE, lambda asker: asker.renderer.encode("a\ud800"))
+
+
+@pytest.mark.parametrize("source", [None, "{% broken"])
+def test_texts_need_no_template(source: str | None) -> None:
+    async def work(asker: Asker) -> list[int]:
+        return await asker.renderer.encode("Once upon a time")
+
+    assert with_renderer(source, work) == TOKENIZER.encode("Once upon a time")
+
+
+def test_a_text_is_encoded_though_the_process_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendering, "TIME_LIMIT_S", 0.3)
+
+    async def work(asker: Asker) -> list[int]:
+        assert await asker.say("a") == "a"
+        os.kill(asker.process.pid, signal.SIGSTOP)
+        return await asker.renderer.encode("Once upon a time")
+
+    assert with_renderer(TEMPLATE, work) == TOKENIZER.encode("Once upon a time")
 
 
 def test_a_question_longer_than_a_pipe_does_not_hold_the_loop() -> None:
@@ -169,18 +200,19 @@ def test_a_process_that_has_died_between_questions_costs_none() -> None:
 
 
 def test_a_process_that_cannot_start_fails_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: ChatTemplate) -> Any:
+    def fail() -> Any:
         raise OSError("too many open files")
 
     async def work(asker: Asker) -> list[Any]:
         with monkeypatch.context() as patch:
-            patch.setattr(ChatTemplate, "start_worker", fail)
+            patch.setattr(rendering, "start_worker", fail)
             said = await asyncio.gather(asker.say("a"), asker.say("b"), return_exceptions=True)
-        return [*said, await asker.say("c")]
+            ids = await asker.renderer.encode("a")
+        return [*said, ids, await asker.say("c")]
 
-    first, second, said = with_renderer(TEMPLATE, work)
+    first, second, ids, said = with_renderer(TEMPLATE, work)
     assert str(first) == str(second) == "too many open files"
-    assert said == "c"
+    assert (ids, said) == (TOKENIZER.encode("a"), "c")
 
 
 def test_who_no_longer_waits_leaves_the_order_as_it_is() -> None:

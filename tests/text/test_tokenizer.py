@@ -39,6 +39,15 @@ def test_ids_equal_those_of_llama_cpp(name: str) -> None:
         assert tokenizer.encode(text, add_special_tokens=False) == ids, text
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_its_json_encodes_as_it_does(name: str) -> None:
+    tokenizer = Tokenizer.from_gguf(metadata(name))
+    again = tokenizers.Tokenizer.from_str(tokenizer.to_json())
+    for text in corpus():
+        [encoding] = again.encode_batch_fast([text])
+        assert encoding.ids == tokenizer.encode(text), ascii(text)
+
+
 @pytest.mark.parametrize("name", ["llama-bpe", "qwen2", "qwen35", "deepseek-llm", "falcon"])
 def test_byte_level_ids_equal_an_independent_bpe(name: str) -> None:
     tokenizer, oracle = Tokenizer.from_gguf(metadata(name)), BpeOracle(metadata(name))
