@@ -61,9 +61,8 @@ class Renderer:
         line = b""
         with contextlib.suppress(OSError):  # no process, no pipe: it can be done here
             line = await self._ask(question + b"\n")
-        ids = read_answer(line) if line else self._text.tokenizer.encode(text)
-        assert isinstance(ids, list)
-        return ids
+        prompt = read_answer(line) if line else text
+        return self._text.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
     async def _ask(self, question: bytes) -> bytes:
         """The line that answers a question, or b"" if there is none within the limit, which begins
