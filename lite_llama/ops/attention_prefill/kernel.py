@@ -6,6 +6,8 @@ the last, partly filled block pay for it. Both forms run the same arithmetic, so
 does not depend on where its tile begins.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -280,34 +282,20 @@ def attention_prefill(
         and all(x.stride(-2) == head_dim for x in (q, k, v)),
         is_plain=window is None and sinks is None,
     )
-    if runs_on_hopper(problem, gpu_spec(q.device)):
-        return hopper.launch(
-            q,
-            k,
-            v,
-            cu_seqlens_q=cu_seqlens_q,
-            seq_lens=seq_lens,
-            max_q_len=max_q_len,
-            block_table=block_table,
-            causal=causal,
-            scale=scale,
-            out=out,
-        )
-    return launch(
-        choose_launch(problem, gpu_spec(q.device)),
-        q,
-        k,
-        v,
-        cu_seqlens_q=cu_seqlens_q,
-        seq_lens=seq_lens,
-        max_q_len=max_q_len,
-        block_table=block_table,
-        causal=causal,
-        scale=scale,
-        window=window,
-        sinks=sinks,
-        out=out,
-    )
+    arguments: dict[str, Any] = {
+        "cu_seqlens_q": cu_seqlens_q,
+        "seq_lens": seq_lens,
+        "max_q_len": max_q_len,
+        "block_table": block_table,
+        "causal": causal,
+        "scale": scale,
+        "out": out,
+    }
+    gpu = gpu_spec(q.device)
+    if runs_on_hopper(problem, gpu):
+        return hopper.launch(q, k, v, **arguments)
+    how = choose_launch(problem, gpu)
+    return launch(how, q, k, v, window=window, sinks=sinks, **arguments)
 
 
 def launch(
