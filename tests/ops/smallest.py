@@ -187,6 +187,16 @@ def _attention_prefill(device: torch.device, block_size: int, **mask: Any) -> Re
     )  # fmt: skip
 
 
+def _attention_prefill_on_hopper(device: torch.device) -> Results:
+    x = ragged([5, 66], [30, 129], Heads(2, 1, 64), DTYPE, device, 16)
+    return (
+        ops.attention_prefill(
+            x.q, x.k, x.v, cu_seqlens_q=x.cu_seqlens_q, seq_lens=x.seq_lens, max_q_len=66,
+            block_table=x.block_table,
+        ),
+    )  # fmt: skip
+
+
 def _linear(device: torch.device, m: int, n: int = 37, k: int = 88) -> Results:
     return (ops.linear(_new(device, m, k), _new(device, n, k, scale=0.1), _new(device, n)),)
 
@@ -266,6 +276,7 @@ CASES: dict[str, dict[str, Case]] = {
         "dense, all keys": lambda d: _attention_prefill(d, 0, causal=False),
         "paged": lambda d: _attention_prefill(d, 16),
         "paged, window, sinks": lambda d: _attention_prefill(d, 16, window=9, sinks=_new(d, 3)),
+        "paged, on Hopper": _attention_prefill_on_hopper,
     },
     "bias_rope_pad": {"": _bias_rope_pad},
     "embedding": {"": lambda d: (ops.embedding(_integers(d, [6, 0, 3]), _new(d, 7, 77)),)},

@@ -476,7 +476,7 @@ ROWS: dict[str, Row] = {
         "compute-sanitizer, every operator's smallest case",
         None,
         form(
-            "memcheck and racecheck: 0 reports (make sanitize)",
+            "memcheck, and racecheck but for prompts on Hopper: 0 reports (make sanitize)",
             "test_memcheck_reports_nothing",
             "test_racecheck_reports_nothing",
         ),
