@@ -18,15 +18,15 @@ from lite_llama.server.problems import Problem, refused
 from lite_llama.server.protocol import ChatRequest, CompletionRequest, GenerationFields
 from lite_llama.server.rendering import Renderer
 from lite_llama.text.grammar import GrammarSpec
+from lite_llama.text.prompt_worker import SHORT_PROMPT
 
 T = TypeVar("T")
 
 # Longest text, in bytes, for each token of the context; a longer one is refused unread.
 _MAX_BYTES_PER_TOKEN = 8
-# Prompts of so many characters are tokenized by the process that has the template, in 0.2 ms. A
-# conversation of as many, and few messages, is written down for it on the event loop: that takes
-# less than the way to a thread and back, on which a busy loop keeps the GIL.
-_SHORT = 2 << 10
+# A conversation of a short prompt's characters, and so many messages, is written down for the
+# process that renders it on the event loop: that takes less than the way to a thread and back, on
+# which a busy loop keeps the GIL.
 _SHORT_MESSAGES = 32
 # Threads for long texts, whose tokenizing releases the GIL, and for long conversations.
 _NUM_WORKERS = 2
@@ -104,7 +104,7 @@ class Service:
         async def encode(prompt: str | list[int]) -> list[int]:
             if isinstance(prompt, list):
                 return prompt
-            if len(prompt) <= _SHORT:
+            if len(prompt) <= SHORT_PROMPT:
                 return await self._renderer.encode(prompt)
             return await self.in_thread(lambda: self.encode(prompt))
 
@@ -231,5 +231,5 @@ def _is_short(messages: Sequence[Mapping[str, Any]], tools: list[dict[str, Any]]
         tools is None
         and len(messages) <= _SHORT_MESSAGES
         and all(message.keys() <= {"role", "content"} for message in messages)
-        and sum(len(str(message.get("content"))) for message in messages) <= _SHORT
+        and sum(len(str(message.get("content"))) for message in messages) <= SHORT_PROMPT
     )

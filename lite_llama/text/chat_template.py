@@ -26,7 +26,8 @@ _OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt", "bos_t
 
 
 class ChatTemplate:
-    """One chat template; safe to share between threads, which render one after another.
+    """One chat template, whose text is `source`; safe to share between threads, which render one
+    after another.
 
     Raises ModelFileError if there is no template (`source` is None) or it cannot be parsed. A
     model without one is not given another model's format: its answers would be quietly worse.
@@ -48,7 +49,7 @@ class ChatTemplate:
             raise ModelFileError(
                 f"the chat template has an error on line {error.line}: {error.message}"
             ) from error
-        self._source = source
+        self.source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._lock = threading.Lock()
         self._worker: subprocess.Popen[bytes] | None = None
@@ -109,17 +110,12 @@ class ChatTemplate:
                 f"messages and tools must be JSON values: {error}", param="messages"
             ) from error
 
-    @property
-    def source(self) -> str:
-        """The template's text."""
-        return self._source
-
     def _ask(self, line: bytes) -> bytes:
         """The line that answers a question; b"" if there is none within the limit."""
         if self._worker is None or self._worker.poll() is not None:
             self._worker = start_worker()
             weakref.finalize(self, _stop, self._worker)
-            line = opening(self._source, None) + line
+            line = opening(self.source, None) + line
         inlet, outlet = self._worker.stdin, self._worker.stdout
         assert inlet is not None
         assert outlet is not None

@@ -24,8 +24,8 @@ import tokenizers
 _FUEL = 10**6
 _MEMORY_LIMIT_BYTES = 256 << 20
 _OUTPUT_FACTOR, _OUTPUT_ALLOWANCE = 4, 64 << 10
-# Characters of a rendered chat that is tokenized here, in 0.2 ms; those behind it wait.
-_SHORT = 2 << 10
+# Characters of a prompt that is tokenized here, in 0.2 ms; those behind it wait.
+SHORT_PROMPT = 2 << 10
 
 # transformers marks what the assistant said with {% generation %}; it renders as its content.
 _GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
@@ -107,7 +107,7 @@ class _Worker:
             return {"error": f"the chat template fails: {error}"}
         if len(text) > limit:
             return {"error": f"the chat template wrote {len(text)} characters, limit {limit}"}
-        if self._tokenizer is None or len(text) > _SHORT:
+        if self._tokenizer is None or len(text) > SHORT_PROMPT:
             return {"text": text}
         return self._tokenize(text, add_special_tokens=False)
 
