@@ -18,7 +18,7 @@ from torch import Tensor
 from lite_llama import ops
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.ops.attention_decode.launch import Launch
-from tests.ops.attention_inputs import Heads, ragged
+from tests.ops.attention_inputs import Heads, Ragged, ragged
 from tests.ops.compare import nmse, random
 
 DTYPE = torch.bfloat16
@@ -179,20 +179,18 @@ def _attention_decode(
 
 def _attention_prefill(device: torch.device, block_size: int, **mask: Any) -> Results:
     x = ragged([5, 1, 20], [5, 18, 30], Heads(3, 1, 24), DTYPE, device, block_size)
-    return (
-        ops.attention_prefill(
-            x.q, x.k, x.v, cu_seqlens_q=x.cu_seqlens_q, seq_lens=x.seq_lens, max_q_len=20,
-            block_table=x.block_table, **mask,
-        ),
-    )  # fmt: skip
+    return _attend(x, max_q_len=20, **mask)
 
 
 def _attention_prefill_on_hopper(device: torch.device) -> Results:
-    x = ragged([5, 66], [30, 129], Heads(2, 1, 64), DTYPE, device, 16)
+    return _attend(ragged([5, 66], [30, 129], Heads(2, 1, 64), DTYPE, device, 16), max_q_len=66)
+
+
+def _attend(x: Ragged, **more: Any) -> Results:
     return (
         ops.attention_prefill(
-            x.q, x.k, x.v, cu_seqlens_q=x.cu_seqlens_q, seq_lens=x.seq_lens, max_q_len=66,
-            block_table=x.block_table,
+            x.q, x.k, x.v, cu_seqlens_q=x.cu_seqlens_q, seq_lens=x.seq_lens,
+            block_table=x.block_table, **more,
         ),
     )  # fmt: skip
 

@@ -1,4 +1,6 @@
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -41,19 +43,37 @@ def run(
     sinks: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
+    arguments = arguments_of(x) | {"scale": scale} if scale else arguments_of(x)
     return kernel.attention_prefill(
-        x.q,
-        x.k,
-        x.v,
-        cu_seqlens_q=x.cu_seqlens_q,
-        seq_lens=x.seq_lens,
-        max_q_len=int(x.cu_seqlens_q.diff().max()),
-        block_table=x.block_table,
-        causal=causal,
-        scale=scale or x.q.shape[-1] ** -0.5,
-        window=window,
-        sinks=sinks,
-        out=torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
+        x.q, x.k, x.v, causal=causal, window=window, sinks=sinks, **arguments
+    )
+
+
+def run_on_hopper(x: Ragged, *, causal: bool = True) -> Tensor:
+    return hopper.launch(x.q, x.k, x.v, causal=causal, **arguments_of(x))
+
+
+def arguments_of(x: Ragged) -> dict[str, Any]:
+    return {
+        "cu_seqlens_q": x.cu_seqlens_q,
+        "seq_lens": x.seq_lens,
+        "max_q_len": int(x.cu_seqlens_q.diff().max()),
+        "block_table": x.block_table,
+        "scale": x.q.shape[-1] ** -0.5,
+        "out": torch.empty(x.q.shape, dtype=x.q.dtype, device=x.q.device),
+    }
+
+
+def last_queries(x: Ragged, i: int, num_queries: int) -> Ragged:
+    """A batch of sequence i alone, and of its queries the last ones."""
+    end = int(x.cu_seqlens_q[i + 1])
+    assert x.block_table is not None
+    return replace(
+        x,
+        q=x.q[end - num_queries : end],
+        cu_seqlens_q=torch.tensor([0, num_queries], dtype=torch.int32, device=x.q.device),
+        seq_lens=x.seq_lens[i : i + 1],
+        block_table=x.block_table[i : i + 1],
     )
 
 
@@ -158,21 +178,6 @@ def test_long_sequences(
     assert_close_to_reference(run(x, causal=causal), want, ATTENTION, by_torch)
 
 
-def run_on_hopper(x: Ragged, *, causal: bool = True) -> Tensor:
-    return hopper.launch(
-        x.q,
-        x.k,
-        x.v,
-        cu_seqlens_q=x.cu_seqlens_q,
-        seq_lens=x.seq_lens,
-        max_q_len=int(x.cu_seqlens_q.diff().max()),
-        block_table=x.block_table,
-        causal=causal,
-        scale=x.q.shape[-1] ** -0.5,
-        out=torch.empty_like(x.q),
-    )
-
-
 # One query, a tile and one more, prefixes, a sequence without new tokens, and a tile without keys.
 HOPPER_BATCH = ([1, 129, 65, 0, 300, 700], [258, 129, 200, 7, 1300, 700])
 
@@ -212,22 +217,10 @@ def test_hopper_many_turns_a_program(device: torch.device, block_size: int) -> N
 def test_hopper_gives_a_row_the_same_bits_in_any_batch(device: torch.device) -> None:
     x = ragged(*HOPPER_BATCH, Heads(4, 2, 128), torch.bfloat16, device, 16)
     together, bounds = run_on_hopper(x), x.cu_seqlens_q.tolist()
-    assert x.block_table is not None
     for i in (0, 1, 2, 4, 5):
         # The last queries alone: their tiles begin elsewhere.
         first = bounds[i] + (bounds[i + 1] - bounds[i]) // 3
-        alone = hopper.launch(
-            x.q[first : bounds[i + 1]],
-            x.k,
-            x.v,
-            cu_seqlens_q=torch.tensor([0, bounds[i + 1] - first], dtype=torch.int32).to(device),
-            seq_lens=x.seq_lens[i : i + 1],
-            max_q_len=bounds[i + 1] - first,
-            block_table=x.block_table[i : i + 1],
-            causal=True,
-            scale=128**-0.5,
-            out=torch.empty_like(x.q[first : bounds[i + 1]]),
-        )
+        alone = run_on_hopper(last_queries(x, i, bounds[i + 1] - first))
         assert same_bits(alone, together[first : bounds[i + 1]])
 
 
@@ -246,22 +239,8 @@ def test_a_sequence_gives_the_same_bits_alone_and_in_a_batch(
     monkeypatch.setattr(kernel, "runs_on_hopper", lambda *_: False)  # whose bits are others
     x = ragged([100, 3, 100], [100, 90, 170], Heads(2, 1, 64), dtype, device, 16)
     together = run(x)
-    assert x.block_table is not None
     for i, rows in enumerate([slice(0, 100), slice(100, 103), slice(103, 203)]):
-        alone = kernel.attention_prefill(
-            x.q[rows],
-            x.k,
-            x.v,
-            cu_seqlens_q=torch.tensor([0, rows.stop - rows.start], dtype=torch.int32).to(device),
-            seq_lens=x.seq_lens[i : i + 1],
-            max_q_len=rows.stop - rows.start,
-            block_table=x.block_table[i : i + 1],
-            causal=True,
-            scale=0.125,
-            window=None,
-            sinks=None,
-            out=torch.empty_like(x.q[rows]),
-        )
+        alone = run(last_queries(x, i, rows.stop - rows.start))
         assert same_bits(alone, together[rows])
 
 
