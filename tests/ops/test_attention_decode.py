@@ -143,8 +143,11 @@ def test_a_dependent_launch_gives_the_same_result(
     want = run(x, how, window)
     poison_new_outputs(monkeypatch)
     arguments = {"block_table": x.block_table, "seq_lens": x.seq_lens, "scale": 32**-0.5}
-    got = kernel.launch(how, x.q, x.k, x.v, **arguments, window=window, sinks=None, overlap=0.0)
+    arguments |= {"window": window, "sinks": None, "overlap": 0.0}
+    got = kernel.launch(how, x.q, x.k, x.v, **arguments)
     assert nmse(got, want) < 1e-6
+    fewer = dataclasses.replace(how, max_chunks=min(how.max_chunks, how.programs_per_head))
+    assert same_bits(kernel.launch(fewer, x.q, x.k, x.v, **arguments), got)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -326,6 +329,24 @@ def test_the_launch_is_the_best_measured_compromise(
     assert choose_launch(problem, H200) == launch
 
 
-def test_one_sequence_in_a_chain_is_cut_for_latency() -> None:
-    problem = Problem(1, 8, 4, 64, torch.bfloat16, 131072, in_chain=True)
-    assert choose_launch(problem, H200) == Launch(32, 128, 32, 64, 4, 5, first_tiles=2)
+@pytest.mark.parametrize(
+    ("num_seqs", "head_dim", "launch"),
+    [
+        (1, 64, Launch(32, 128, 32, 64, 4, 5, first_tiles=2)),
+        (2, 64, Launch(16, 128, 16, 64, 4, 5, first_tiles=2)),
+        (1, 128, Launch(32, 64, 32, 64, 4, 3)),
+        (8, 64, Launch(8, 128, 8, 64, 2, 5, first_tiles=2)),
+        (16, 64, Launch(8, 128, 8, 64, 2, 5, first_tiles=2)),
+        (8, 128, Launch(8, 128, 8, 64, 4, 2)),
+    ],
+)
+def test_sequences_in_a_chain_are_cut_for_latency(
+    num_seqs: int, head_dim: int, launch: Launch
+) -> None:
+    problem = Problem(num_seqs, 8, 4, head_dim, torch.bfloat16, 131072, in_chain=True)
+    assert choose_launch(problem, H200) == launch
+
+
+def test_a_chain_has_no_more_chunks_than_the_block_table_holds() -> None:
+    problem = Problem(1, 8, 4, 64, torch.bfloat16, 500, in_chain=True)
+    assert choose_launch(problem, H200) == Launch(4, 128, 4, 64, 4, 5, first_tiles=2)

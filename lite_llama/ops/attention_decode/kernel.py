@@ -387,7 +387,8 @@ def attention_decode_kernel(
 
     K_STRIDES, V_STRIDES: of blocks, tokens and heads; constants, so that only a block's place is
     computed. RUN: keys that lie in one tile and one block. ALIGNMENT: of all of them, in bytes.
-    FIRST_N: keys that are loaded before the wait, as one tile; BLOCK_N: of every other tile.
+    FIRST_N: keys that are loaded before the wait, as one tile; BLOCK_N: of every other tile. In a
+    chain (OVERLAP) a program has one chunk, so that what it reads first is known before the wait.
     """
     if TRIGGER:
         gdc_launch_dependents()
@@ -406,10 +407,8 @@ def attention_decode_kernel(
         window_begin = kv_len - window
         first = tl.maximum(window_begin, 0) // RUN * RUN
     num_keys = kv_len - first
-    chunk = tl.cdiv(tl.maximum(tl.cdiv(num_keys, max_chunks), min_chunk), FIRST_N) * FIRST_N
+    chunk = tl.cdiv(tl.maximum(tl.cdiv(num_keys, max_chunks), min_chunk), BLOCK_N) * BLOCK_N
     num_chunks = tl.cdiv(num_keys, chunk)
-    # In the chain a program's chunks lie apart: the first is known before the wait. Elsewhere they
-    # are neighbours: loads stay in flight from one to the next.
     share, unit = 1, 1
     if not (OVERLAP or ONE_CHUNK):
         share, unit = _share(num_chunks, num_parts)
@@ -466,27 +465,13 @@ def attention_decode_kernel(
             )
         # As of a tile of the loop.
         sums = tl.sum(tl.reshape(sums, (FIRST_N // BLOCK_N, BLOCK_N, COLUMNS)), 0)
-        if ONE_CHUNK:  # A loop of one round, which the compiler knows to be one.
-            last, step = part + 1, 1
-        else:
-            last, step = num_chunks, num_parts
-        for index in range(part, last, step):
-            begin = first + index * chunk
-            end = tl.minimum(begin + chunk, kv_len)
-            begin += tl.where(index == part, FIRST_N, 0)
-            if begin < end:  # A loop that never runs would still find where its first tiles lie.
-                for start in range(begin, end, BLOCK_N):
-                    acc, row_max, sums = _load_and_fold(
-                        q, k_ptr, v_ptr, table_row_ptr, start, window_begin, end, dims, real_dim,
-                        qk_scale, acc, row_max, sums,
-                        K_STRIDES, V_STRIDES, BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT, PRECISION,
-                    )  # fmt: skip
-            if not alone:
-                _store_partial(
-                    partial_ptr, max_ptr, sum_ptr, partial_rows + index, real_row, inside,
-                    (acc, row_max, tl.sum(sums, 0)), dims, HEAD_DIM,
+        if first_begin + FIRST_N < first_end:  # A loop that never runs would still find its tiles.
+            for start in range(first_begin + FIRST_N, first_end, BLOCK_N):
+                acc, row_max, sums = _load_and_fold(
+                    q, k_ptr, v_ptr, table_row_ptr, start, window_begin, first_end, dims, real_dim,
+                    qk_scale, acc, row_max, sums,
+                    K_STRIDES, V_STRIDES, BLOCK_SIZE, BLOCK_N, RUN, ALIGNMENT, PRECISION,
                 )  # fmt: skip
-                acc, row_max, sums = _nothing_seen(BLOCK_N, COLUMNS, BLOCK_D)
     else:
         index = part * share
         last = tl.minimum(index + share, num_chunks)
@@ -518,11 +503,6 @@ def attention_decode_kernel(
                                 real_row, inside, block, dims, HEAD_DIM,
                             )  # fmt: skip
                         block = _empty(COLUMNS, BLOCK_D)
-        if ONE_CHUNK and not alone:
-            _store_partial(
-                partial_ptr, max_ptr, sum_ptr, partial_rows + index, real_row, inside,
-                (acc, row_max, tl.sum(sums, 0)), dims, HEAD_DIM,
-            )  # fmt: skip
 
     if alone:
         if OVERLAP or ONE_CHUNK:
@@ -530,6 +510,12 @@ def attention_decode_kernel(
         out_offsets = out_rows[None, :] * HEAD_DIM + dims[:, None]
         tl.store(out_ptr + out_offsets, _mean(total).to(out_ptr.dtype.element_ty), mask=inside)
         return
+
+    if ONE_CHUNK:
+        _store_partial(
+            partial_ptr, max_ptr, sum_ptr, partial_rows + part, real_row, inside,
+            (acc, row_max, tl.sum(sums, 0)), dims, HEAD_DIM,
+        )  # fmt: skip
 
     # Every warp's stores come before the arrival, which releases them to the last program.
     tl.debug_barrier()
@@ -551,10 +537,15 @@ def attention_decode_kernel(
                     partial_ptr, max_ptr, sum_ptr, first_rows, real_head, num_chunks,
                     combined[1], combined[2], HEAD_DIM, BLOCK_D, GROUP_ROWS, 4,
                 )  # fmt: skip
-            else:
+            elif num_chunks <= 16:
                 out = _combine(
                     partial_ptr, max_ptr, sum_ptr, first_rows, real_head, num_chunks,
                     combined[1], combined[2], HEAD_DIM, BLOCK_D, GROUP_ROWS, 16,
+                )  # fmt: skip
+            else:
+                out = _combine(
+                    partial_ptr, max_ptr, sum_ptr, first_rows, real_head, num_chunks,
+                    combined[1], combined[2], HEAD_DIM, BLOCK_D, GROUP_ROWS, 32,
                 )  # fmt: skip
             tl.store(
                 out_ptr + group_rows[:, None] * HEAD_DIM + dims[None, :],
@@ -643,7 +634,8 @@ def launch(
     block_d = max(16, triton.next_power_of_2(head_dim))
     # float32 multiplies in registers of its own.
     small_states = q.itemsize == 2 and columns * block_d <= MAX_STATE * 32 * how.num_warps
-    one_chunk = how.programs_per_head >= how.max_chunks
+    max_chunks = min(how.max_chunks, how.programs_per_head) if in_chain else how.max_chunks
+    one_chunk = max_chunks <= how.programs_per_head
     grid = (num_kv_heads, num_seqs, how.programs_per_head)
     width = 0
     if how.by_length and not (in_chain or one_chunk):
@@ -651,8 +643,8 @@ def launch(
         spare = max(1, min(num_seqs - 1, MAX_SPARE))
         grid = (num_kv_heads, num_seqs * how.programs_per_head + spare, 1)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    partial = q.new_empty((num_seqs, num_q_heads, how.max_chunks, head_dim), dtype=torch.float32)
-    maxima, sums = q.new_empty((2, num_seqs, num_q_heads, how.max_chunks), dtype=torch.float32)
+    partial = q.new_empty((num_seqs, num_q_heads, max_chunks, head_dim), dtype=torch.float32)
+    maxima, sums = q.new_empty((2, num_seqs, num_q_heads, max_chunks), dtype=torch.float32)
     attention_decode_kernel[grid](
         q,
         k_cache,
@@ -671,7 +663,7 @@ def launch(
         q.stride(1),
         block_table.stride(0),
         num_kv_heads,
-        how.max_chunks,
+        max_chunks,
         how.min_chunk,
         num_seqs,
         Q_PER_KV=q_per_kv,
