@@ -62,7 +62,9 @@ class PieceLaunch:
 
 
 def choose_piece_launch(num_rows: int, n: int, itemsize: int, gpu: GpuSpec) -> PieceLaunch:
-    """Few bytes: 16 a thread, over as many SMs as there are; many: 32 in larger programs."""
-    few = num_rows * n * itemsize <= gpu.num_sms * 32 * 1024
-    block = min(next_power_of_2(n), (2048 if few else 8192) // itemsize)
-    return PieceLaunch(block, max(1, block * itemsize // (512 if few else 1024)))
+    """16 bytes a thread; of few values 2 a thread, over as many SMs as there are."""
+    block = min(next_power_of_2(n), 2048 // itemsize)
+    if num_rows * ceil_div(n, block) < gpu.num_sms:
+        block = min(block, 256)
+        return PieceLaunch(block, max(1, block // 64))
+    return PieceLaunch(block, max(1, block * itemsize // 512))

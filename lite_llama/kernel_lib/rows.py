@@ -9,6 +9,13 @@ def as_rows(x: Tensor) -> Tensor:
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
+def as_fewest_rows(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors of one shape as rows, see `as_rows`: as a single one if both are contiguous."""
+    if x.is_contiguous() and y.is_contiguous():
+        return x.view(1, -1), y.view(1, -1)
+    return as_rows(x), as_rows(y)
+
+
 def ceil_div(a: int, b: int) -> int:
     """a / b, rounded up."""
     return -(-a // b)

@@ -32,7 +32,8 @@ def test_no_thread_holds_more_than_64_values() -> None:
             assert launch.rows * launch.block <= 32 * launch.num_warps * 32
 
 
-def test_elementwise_programs_grow_with_the_tensor() -> None:
+def test_elementwise_programs_have_16_bytes_a_thread_and_little_of_little() -> None:
     assert choose_piece_launch(1, 6, 2, H200) == PieceLaunch(8, num_warps=1)
-    assert choose_piece_launch(1, 8192, 2, H200) == PieceLaunch(1024, num_warps=4)
-    assert choose_piece_launch(4096, 8192, 2, H200) == PieceLaunch(4096, num_warps=8)
+    assert choose_piece_launch(1, 8192, 2, H200) == PieceLaunch(256, num_warps=4)
+    assert choose_piece_launch(4096, 8192, 2, H200) == PieceLaunch(1024, num_warps=4)
+    assert choose_piece_launch(4096, 8192, 4, H200) == PieceLaunch(512, num_warps=4)

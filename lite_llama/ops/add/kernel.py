@@ -6,15 +6,14 @@ import triton.language as tl
 from torch import Tensor
 
 from lite_llama.kernel_lib.gpu import gpu_spec
+from lite_llama.kernel_lib.pieces import piece_of_row
 from lite_llama.kernel_lib.row_launch import choose_piece_launch
-from lite_llama.kernel_lib.rows import as_rows, ceil_div
+from lite_llama.kernel_lib.rows import as_fewest_rows, ceil_div
 
 
-@triton.jit
-def _add(x_ptr, y_ptr, out_ptr, x_row_stride, y_row_stride, n, BLOCK: tl.constexpr):
-    pieces = tl.cdiv(n, BLOCK)
-    row = (tl.program_id(0) // pieces).to(tl.int64)
-    start = (tl.program_id(0) % pieces).to(tl.int64) * BLOCK
+@triton.jit(do_not_specialize_on_alignment=["num_rows"])
+def _add(x_ptr, y_ptr, out_ptr, x_row_stride, y_row_stride, num_rows, n, BLOCK: tl.constexpr):
+    row, start = piece_of_row(num_rows, n, BLOCK)
     columns = tl.arange(0, BLOCK)
     mask = columns < n - start
     x = tl.load(x_ptr + row * x_row_stride + start + columns, mask=mask)
@@ -25,10 +24,7 @@ def _add(x_ptr, y_ptr, out_ptr, x_row_stride, y_row_stride, n, BLOCK: tl.constex
 def add(x: Tensor, y: Tensor) -> Tensor:
     """x + y for x and y of one shape, with at least one element."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    if x.is_contiguous() and y.is_contiguous():
-        x, y = x.view(1, -1), y.view(1, -1)
-    else:
-        x, y = as_rows(x), as_rows(y)
+    x, y = as_fewest_rows(x, y)
     num_rows, n = x.shape
     launch = choose_piece_launch(num_rows, n, x.element_size(), gpu_spec(x.device))
     _add[(num_rows * ceil_div(n, launch.block),)](
@@ -37,6 +33,7 @@ def add(x: Tensor, y: Tensor) -> Tensor:
         out,
         x.stride(0),
         y.stride(0),
+        num_rows,
         n,
         BLOCK=launch.block,
         num_warps=launch.num_warps,
