@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lite_llama.kernel_lib.rows import ceil_div, next_power_of_2
 
-# 128 threads with 16 bytes of either half of a head.
-_ELEMENTS_PER_PROGRAM = 2048
+# 128 threads with 16 bytes of either half of a head, or with four times 16 bytes to move.
+_PAD_ELEMENTS, _UNPAD_ELEMENTS = 2048, 4096
 
 
 @triton.jit
@@ -177,7 +177,8 @@ def bias_rope_pad(
     if q.numel() == 0:
         return q, k, v
     block_half = next_power_of_2(head_dim // 2)
-    block_heads = _heads_per_program(max(num_q_heads, num_kv_heads), 2 * block_half)
+    most_heads = max(num_q_heads, num_kv_heads)
+    block_heads = _heads_per_program(most_heads, 2 * block_half, _PAD_ELEMENTS)
     pieces = ceil_div(num_q_heads, block_heads) + 2 * ceil_div(num_kv_heads, block_heads)
     _bias_rope_pad[(batch * max_seq_len * pieces,)](
         qkv,
@@ -206,7 +207,7 @@ def unpad(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
     batch, num_heads, seq_len, head_dim = x.shape
     out = torch.empty(num_tokens, num_heads * head_dim, dtype=x.dtype, device=x.device)
     block_dim = next_power_of_2(head_dim)
-    block_heads = _heads_per_program(num_heads, block_dim)
+    block_heads = _heads_per_program(num_heads, block_dim, _UNPAD_ELEMENTS)
     _unpad[(batch * seq_len * ceil_div(num_heads, block_heads),)](
         x,
         cu_seqlens.contiguous(),
@@ -224,5 +225,5 @@ def unpad(x: Tensor, cu_seqlens: Tensor, num_tokens: int) -> Tensor:
     return out
 
 
-def _heads_per_program(num_heads: int, padded_head_dim: int) -> int:
-    return min(next_power_of_2(num_heads), max(1, _ELEMENTS_PER_PROGRAM // padded_head_dim))
+def _heads_per_program(num_heads: int, padded_head_dim: int, num_elements: int) -> int:
+    return min(next_power_of_2(num_heads), max(1, num_elements // padded_head_dim))
