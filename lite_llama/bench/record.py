@@ -77,3 +77,8 @@ def _output(*command: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+def overlaps(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether the spreads (p20 to p80) of two timings touch: then neither is faster."""
+    return bool(a["p20_us"] <= b["p80_us"] and b["p20_us"] <= a["p80_us"])

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lite_llama.bench.record import DEFAULT_FOLDER, read
+from lite_llama.bench import targets
+from lite_llama.bench.record import DEFAULT_FOLDER, overlaps, read
 
 PAGE = Path("docs/performance.md")
 README = Path("README.md")
@@ -50,6 +51,10 @@ def page(logs: dict[str, list[Line]]) -> str:
         first = lines[0]
         parts.append(f"## {first['gpu']}")
         parts.append(f"torch {first['torch']}, Triton {first['triton'] or 'none'}.")
+        if first["gpu"] == targets.GPU:
+            head = ("aim", "limit", "furthest from it", "met", "what was tried")
+            parts.append("### What is aimed at")
+            parts.append(table(head, targets.rows(lines)))
         if of(lines, "latency"):
             parts.append("### Latency, end to end")
             parts.append(latency_table(lines))
@@ -142,11 +147,6 @@ def operator_table(lines: Sequence[Line]) -> str:
         )
     head = ("operator", "case", "dtype", "µs", "of the roof", "best other, µs", "speed-up")
     return table(head, rows)
-
-
-def overlaps(a: Line, b: Line) -> bool:
-    """Whether the spreads (p20 to p80) of two timings touch: then neither is faster."""
-    return bool(a["p20_us"] <= b["p80_us"] and b["p20_us"] <= a["p80_us"])
 
 
 def pictures(slug: str) -> str:
