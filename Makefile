@@ -37,7 +37,7 @@ GPU_PYTHON ?= $(BIN)/python
 
 GPU_READY := $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(VENV)/dev.stamp)
 
-gpu: gpu-values gpu-serving gpu-soak sanitize gpu-bench
+gpu: gpu-values gpu-serving sanitize gpu-bench
 
 gpu-values: $(GPU_READY)
 	$(GPU_PYTHON) -m pytest -n 12 tests/ops tests/formats tests/engine/test_cuda_graphs.py tests/engine/test_prompt_graphs.py tests/tuning/test_gpu.py tests/models/test_decode_chain.py tests/models/test_chain_stress.py
@@ -45,7 +45,7 @@ gpu-values: $(GPU_READY)
 gpu-serving: $(GPU_READY)
 	$(GPU_PYTHON) -m pytest -s -p tests.server.matrix tests/server/test_gpu.py tests/ops/test_smallest.py
 
-# Nine minutes.
+# Its long form: nine minutes of mixed load.
 gpu-soak: $(GPU_READY)
 	$(GPU_PYTHON) -m pytest -p tests.server.matrix tests/server/soak_gpu.py
 

@@ -330,7 +330,7 @@ ROWS: dict[str, Row] = {
         "nine minutes of mixed load, random weights in a 1B shape",
         None,
         form(
-            "RSS slope < 1 MB/h, GPU bytes and file descriptors constant, 0 errors (make gpu)",
+            "RSS slope < 1 MB/h, GPU bytes and file descriptors constant, 0 errors (make gpu-soak)",
             "test_nine_minutes_of_mixed_load_on_a_gpu",
         ),
     ),
