@@ -11,9 +11,11 @@ from lite_llama.kernel_lib.row_launch import choose_piece_launch
 from lite_llama.kernel_lib.rows import as_fewest_rows, ceil_div
 
 
-@triton.jit(do_not_specialize_on_alignment=["num_rows"])
-def _add(x_ptr, y_ptr, out_ptr, x_row_stride, y_row_stride, num_rows, n, BLOCK: tl.constexpr):
-    row, start = piece_of_row(num_rows, n, BLOCK)
+@triton.jit
+def _add(
+    x_ptr, y_ptr, out_ptr, x_row_stride, y_row_stride, n, PIECES: tl.constexpr, BLOCK: tl.constexpr
+):
+    row, start = piece_of_row(PIECES, BLOCK)
     columns = tl.arange(0, BLOCK)
     mask = columns < n - start
     x = tl.load(x_ptr + row * x_row_stride + start + columns, mask=mask)
@@ -27,14 +29,15 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     x, y = as_fewest_rows(x, y)
     num_rows, n = x.shape
     launch = choose_piece_launch(num_rows, n, x.element_size(), gpu_spec(x.device))
-    _add[(num_rows * ceil_div(n, launch.block),)](
+    pieces = ceil_div(n, launch.block)
+    _add[(num_rows * pieces,)](
         x,
         y,
         out,
         x.stride(0),
         y.stride(0),
-        num_rows,
         n,
+        PIECES=pieces if num_rows > 1 else 0,
         BLOCK=launch.block,
         num_warps=launch.num_warps,
     )

@@ -11,11 +11,18 @@ from lite_llama.kernel_lib.row_launch import choose_piece_launch
 from lite_llama.kernel_lib.rows import as_fewest_rows, ceil_div
 
 
-@triton.jit(do_not_specialize_on_alignment=["num_rows"])
+@triton.jit
 def _swiglu(
-    gate_ptr, up_ptr, out_ptr, gate_row_stride, up_row_stride, num_rows, n, BLOCK: tl.constexpr
+    gate_ptr,
+    up_ptr,
+    out_ptr,
+    gate_row_stride,
+    up_row_stride,
+    n,
+    PIECES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    row, start = piece_of_row(num_rows, n, BLOCK)
+    row, start = piece_of_row(PIECES, BLOCK)
     columns = tl.arange(0, BLOCK)
     mask = columns < n - start
     gate_ptr += row * gate_row_stride + start
@@ -32,14 +39,15 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = as_fewest_rows(gate, up)
     num_rows, n = gate.shape
     launch = choose_piece_launch(num_rows, n, gate.element_size(), gpu_spec(gate.device))
-    _swiglu[(num_rows * ceil_div(n, launch.block),)](
+    pieces = ceil_div(n, launch.block)
+    _swiglu[(num_rows * pieces,)](
         gate,
         up,
         out,
         gate.stride(0),
         up.stride(0),
-        num_rows,
         n,
+        PIECES=pieces if num_rows > 1 else 0,
         BLOCK=launch.block,
         num_warps=launch.num_warps,
     )
