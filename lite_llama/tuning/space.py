@@ -40,6 +40,7 @@ _GROUPS, _WHOLE_ROW = (2, 4, 8), 8192
 _BYTES_IN_FLIGHT = (16 << 10, 100 << 10)
 _RING_BYTES = (48 << 10, 132 << 10)
 _MOST_FIRST_KEYS = 128
+_MOST_PROGRAMS = 128
 
 
 @dataclass(frozen=True)
@@ -268,10 +269,14 @@ def _first_tiles(value: AttentionSite) -> list[Site]:
 
 
 def _programs(value: AttentionSite) -> list[Site]:
-    most = value.launch.max_chunks
-    counts = [1 << i for i in range(most.bit_length()) if 1 << i <= most]
+    """A quarter to four times as many programs a head, each with one chunk."""
+    present = value.launch.programs_per_head
+    counts = sorted(
+        {max(1, min(present * times // 4, _MOST_PROGRAMS)) for times in (1, 2, 4, 8, 16)}
+    )
     return [
-        replace(value, launch=replace(value.launch, programs_per_head=count)) for count in counts
+        replace(value, launch=replace(value.launch, max_chunks=count, programs_per_head=count))
+        for count in counts
     ]
 
 

@@ -8,7 +8,16 @@ import torch
 from lite_llama.kernel_lib.gemv_launch import GemvLaunch
 from lite_llama.kernel_lib.gpu import A100, H200, INTERPRETER
 from lite_llama.models.chain_launches import weight_shapes, without_early_loads, without_overlap
-from lite_llama.tuning.space import SITES, Carveout, arithmetic, describe, get, put
+from lite_llama.ops.attention_decode.launch import Launch
+from lite_llama.tuning.space import (
+    SITES,
+    AttentionSite,
+    Carveout,
+    arithmetic,
+    describe,
+    get,
+    put,
+)
 from tests.tuning.fakes import CONFIG, space, start
 
 
@@ -100,6 +109,19 @@ class WiderLaunch(GemvLaunch):
 def test_a_switch_that_is_added_to_the_launch_is_searched() -> None:
     value = WiderLaunch(1, 512, 1, overlap=0.0)
     assert replace(value, swizzled=True) in space().coordinates("o")[-1](value)
+
+
+@pytest.mark.parametrize(
+    ("present", "counts"), [(8, [2, 4, 8, 16, 32]), (2, [1, 2, 4, 8]), (64, [16, 32, 64, 128])]
+)
+def test_attention_is_tried_with_fewer_and_more_programs_of_one_chunk_each(
+    present: int, counts: list[int]
+) -> None:
+    launch = Launch(present, 128, present, 64, num_warps=4, num_stages=5)
+    programs = space().coordinates("attention")[1]
+    found = [site.launch for site in programs(AttentionSite(launch, 0.0))]
+    assert [how.programs_per_head for how in found] == counts
+    assert [how.max_chunks for how in found] == counts
 
 
 def test_modes_leave_the_arithmetic_alone_and_tiles_do_not() -> None:
