@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,8 @@ import torch
 from lite_llama.kernel_lib.gpu import slug
 
 DEFAULT_FOLDER = Path("bench/log")
+
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def describe_run(device: torch.device) -> Run:
     )
 
 
-def append(run: Run, lines: list[dict[str, Any]], folder: Path = DEFAULT_FOLDER) -> Path:
+def append(run: Run, lines: list[Line], folder: Path = DEFAULT_FOLDER) -> Path:
     """Append `lines`, each with the run's fields, to the log of the run's GPU."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run.slug}.jsonl"
@@ -59,9 +62,22 @@ def append(run: Run, lines: list[dict[str, Any]], folder: Path = DEFAULT_FOLDER)
     return path
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read(path: Path) -> list[Line]:
     """Every line of a log."""
     return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def case_of(line: Line) -> str:
+    """What a line is of: its case, less what is not a case of its own.
+
+    That is which kernel ran, in brackets, and at the end how many tokens were generated.
+    """
+    return re.sub(r" g\d+$", "", str(line["case"]).partition(" (")[0])
+
+
+def overlaps(a: Line, b: Line) -> bool:
+    """Whether the spreads (p20 to p80) of two timings touch: then neither is faster."""
+    return bool(a["p20_us"] <= b["p80_us"] and b["p20_us"] <= a["p80_us"])
 
 
 def _version(package: str) -> str:
@@ -77,8 +93,3 @@ def _output(*command: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
-
-
-def overlaps(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether the spreads (p20 to p80) of two timings touch: then neither is faster."""
-    return bool(a["p20_us"] <= b["p80_us"] and b["p20_us"] <= a["p80_us"])

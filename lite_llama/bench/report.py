@@ -4,19 +4,15 @@ They come from bench/log; nothing in them is typed by hand. Of each case and eng
 of the log counts.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from lite_llama.bench import targets
-from lite_llama.bench.record import DEFAULT_FOLDER, overlaps, read
+from lite_llama.bench.record import DEFAULT_FOLDER, Line, case_of, overlaps, read
 
 PAGE = Path("docs/performance.md")
 README = Path("README.md")
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
-
-Line = dict[str, Any]
 
 
 def main() -> None:
@@ -33,10 +29,7 @@ def newest(lines: Iterable[Line]) -> list[Line]:
     """The last line of each bench, case, dtype and engine, in the order of the first."""
     kept: dict[tuple[str, ...], Line] = {}
     for line in lines:
-        # A case's name may say in brackets which kernel ran, or at its end how many tokens were
-        # generated: that is not a case of its own.
-        case = re.sub(r" g\d+$", "", line["case"].partition(" (")[0])
-        kept[line["bench"], case, line.get("dtype", ""), line["engine"]] = line
+        kept[line["bench"], case_of(line), line.get("dtype", ""), line["engine"]] = line
     return list(kept.values())
 
 
@@ -124,7 +117,7 @@ def operator_table(lines: Sequence[Line]) -> str:
     cases: dict[tuple[str, str, str], list[Line]] = {}
     for line in lines:
         if line["bench"].startswith("ops/"):
-            key = (line["bench"], line["case"].partition(" (")[0], line["dtype"])
+            key = (line["bench"], case_of(line), line["dtype"])
             cases.setdefault(key, []).append(line)
     rows = []
     for (bench, case, dtype), measured in cases.items():

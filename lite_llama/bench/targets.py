@@ -3,9 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from lite_llama.bench.record import overlaps
+from lite_llama.bench.record import Line, case_of, overlaps
 
 GPU = "NVIDIA H200"
 # Milliseconds a step of Llama-3.2-1B by vLLM 0.26.0 (compiled, full CUDA graphs, FlashAttention 3)
@@ -19,7 +18,6 @@ _LARGE = (
     *(f"softmax 4096x{n}" for n in (4096, 8192, 12672)),
 )  # fmt: skip
 
-Line = dict[str, Any]
 Figure = tuple[str, float]  # of a case
 
 
@@ -47,16 +45,17 @@ class Log:
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self._steps = {
-            re.sub(r" g\d+$", "", line["case"]): line
+            case_of(line): line
             for line in lines
             if line["bench"] == "latency" and line["engine"] == "lite_llama"
         }
         self._starts = {line["case"]: line for line in lines if line["bench"] == "startup"}
-        self._operators: dict[str, dict[str, Line]] = {}
+        self._operators: dict[tuple[str, str], dict[str, Line]] = {}  # by case and dtype
         for line in lines:
             if line["bench"].startswith("ops/"):
-                case = f"{line['bench'].removeprefix('ops/')} {line['case'].partition(' (')[0]}"
-                self._operators.setdefault(case, {})[line["engine"]] = line
+                case = f"{line['bench'].removeprefix('ops/')} {case_of(line)}"
+                engines = self._operators.setdefault((case, line["dtype"]), {})
+                engines[line["engine"]] = line
 
     def step_ms(self, case: str) -> Iterator[Figure]:
         """Milliseconds a step."""
@@ -82,7 +81,7 @@ class Log:
 
     def of_roof(self, *starts: str) -> Iterator[Figure]:
         """Share of the measured roof of the operators' cases that start so."""
-        for case, engines in self._operators.items():
+        for (case, _), engines in self._operators.items():
             ours = engines.get("lite_llama", {})
             if case.startswith(starts) and "roof_fraction" in ours:
                 yield case, ours["roof_fraction"]
@@ -92,7 +91,7 @@ class Log:
 
         A tie is 1.
         """
-        for case, timed in self._operators.items():
+        for (case, _), timed in self._operators.items():
             ours = timed.get("lite_llama")
             others = [timed[name] for name in engines or timed if name in timed]
             others = [line for line in others if line is not ours]

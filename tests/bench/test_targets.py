@@ -4,7 +4,7 @@ from lite_llama.bench import targets
 
 
 def line(bench: str, case: str, engine: str, us: float, **rest: Any) -> dict[str, Any]:
-    spread = {"p20_us": us - 0.1, "p80_us": us + 0.1}
+    spread = {"p20_us": us - 0.1, "p80_us": us + 0.1, "dtype": "bf16"}
     return {"bench": bench, "case": case, "engine": engine, "median_us": us} | spread | rest
 
 
@@ -40,6 +40,7 @@ def test_operators_are_held_against_the_engines_that_are_named_and_a_tie_is_no_l
         line("ops/linear", "2x64x64 (cublas)", "cublas", 9.0),
         line("ops/linear", "2x64x64 (cublas)", "lite_llama", 10.0),
     ]
+    lines.append(line("ops/topk", "8x128256 k5", "torch", 10.0) | {"dtype": "fp32"})
     assert row(lines, "argmax, topk")[2:] == ("2.50 (topk 8x128256 k5)", "1 of 1", "")
     assert row(lines, "the same operators")[2:] == ("1.00 (add 2x3)", "1 of 1", "")
     assert row(lines, "linear, 1 to 16 rows")[2:4] == ("0.90 (linear 2x64x64)", "0 of 1")
