@@ -7,8 +7,8 @@ from lite_llama.kernel_lib.rows import ceil_div, next_power_of_2
 
 # With 32768 columns rms_norm spills even with 32 warps.
 MAX_COLUMNS = 16384
-# 32 bytes a lane: two 16-byte loads in flight a thread and input.
-_BYTES_PER_WARP = 32 * 32
+# Of a row a lane: two 16-byte loads in flight a thread and input.
+_LANE_BYTES = 32
 # A program's tile of short rows.
 _TILE_BYTES = 4096
 # An SM's registers, and what a thread needs beside a row's values (ptxas).
@@ -25,8 +25,13 @@ class RowLaunch:
     tiles: int
 
 
-def choose_row_launch(num_rows: int, num_columns: int, itemsize: int, gpu: GpuSpec) -> RowLaunch:
-    """A row a tile; short rows share one once every SM has four programs."""
+def choose_row_launch(
+    num_rows: int, num_columns: int, itemsize: int, gpu: GpuSpec, lane_bytes: int = _LANE_BYTES
+) -> RowLaunch:
+    """A row a tile; short rows share one once every SM has four programs.
+
+    `lane_bytes`: of a tile, as many as a lane holds, unless that would be too many warps.
+    """
     block = next_power_of_2(num_columns)
     rows = 1
     while rows * block * itemsize < _TILE_BYTES and num_rows >= 8 * gpu.num_sms * rows:
@@ -34,7 +39,7 @@ def choose_row_launch(num_rows: int, num_columns: int, itemsize: int, gpu: GpuSp
     num_bytes = rows * block * itemsize
     # rms_norm of 16384 float32 values spills with 16 warps.
     most = 32 if num_bytes > 32 * 1024 else 16
-    num_warps = min(max(num_bytes // _BYTES_PER_WARP, 1), most)
+    num_warps = min(max(num_bytes // (32 * lane_bytes), 1), most)
     return RowLaunch(rows, block, num_warps, ceil_div(num_rows, rows))
 
 

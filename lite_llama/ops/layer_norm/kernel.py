@@ -5,8 +5,6 @@ an SM read from L2 (4096 x 8192 bf16: 47 µs on an H200, 66 % of the roof). The 
 copied to shared memory meanwhile, without registers.
 """
 
-from dataclasses import replace
-
 import torch
 import triton
 import triton.language as tl
@@ -16,12 +14,12 @@ from lite_llama.kernel_lib.gpu import gpu_spec
 from lite_llama.kernel_lib.row_launch import choose_row_launch, programs_at_once
 from lite_llama.kernel_lib.rows import as_rows
 
-# Bytes of a row a warp: 64 a lane.
-_BYTES_PER_WARP = 64 * 32
+# Of a row a lane: half the warps of a kernel whose next row waits in registers.
+_LANE_BYTES = 64
 # This row, weight and bias, as ptxas counts (tests/compile).
 _REGISTERS_PER_VALUE = 3.375
-# The row that is summed, and the next one on its way, as Triton counts them.
-_STAGES = 3
+# The row that is summed and two on their way, as Triton counts them.
+_STAGES = tl.constexpr(3)
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # a step's size must not cost a compilation
@@ -36,14 +34,13 @@ def _layer_norm(
     eps,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
     columns = tl.arange(0, BLOCK)[None, :]
     in_row = columns < n
     weight = tl.load(weight_ptr + columns, mask=in_row, other=0.0)
     bias = tl.load(bias_ptr + columns, mask=in_row, other=0.0)
     num_tiles = tl.cdiv(num_rows, ROWS)
-    for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), num_stages=STAGES):
+    for tile in tl.range(tl.program_id(0), num_tiles, tl.num_programs(0), num_stages=_STAGES):
         rows = (tile * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
         mask = in_row if ROWS == 1 else (rows < num_rows) & in_row
         x = tl.load(x_ptr + rows * x_row_stride + columns, mask=mask, other=0.0).to(tl.float32)
@@ -60,9 +57,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     rows = as_rows(x)
     num_rows, n = rows.shape
     gpu = gpu_spec(x.device)
-    launch = choose_row_launch(num_rows, n, x.element_size(), gpu)
-    num_warps = launch.rows * launch.block * x.element_size() // _BYTES_PER_WARP
-    launch = replace(launch, num_warps=min(max(num_warps, 1), 32))
+    launch = choose_row_launch(num_rows, n, x.element_size(), gpu, _LANE_BYTES)
     programs = programs_at_once(launch, x.element_size(), _REGISTERS_PER_VALUE, gpu)
     _layer_norm[(programs,)](
         rows,
@@ -75,7 +70,6 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         eps,
         ROWS=launch.rows,
         BLOCK=launch.block,
-        STAGES=_STAGES,
         num_warps=launch.num_warps,
     )
     return out
