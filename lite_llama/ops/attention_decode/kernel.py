@@ -387,8 +387,9 @@ def attention_decode_kernel(
 
     K_STRIDES, V_STRIDES: of blocks, tokens and heads; constants, so that only a block's place is
     computed. RUN: keys that lie in one tile and one block. ALIGNMENT: of all of them, in bytes.
-    FIRST_N: keys that are loaded before the wait, as one tile; BLOCK_N: of every other tile. In a
-    chain (OVERLAP) a program has one chunk, so that what it reads first is known before the wait.
+    FIRST_N: keys that are loaded before the wait, as one tile; BLOCK_N: of every other tile.
+    OVERLAP: in a chain, where a program has one chunk (ONE_CHUNK), so that what it reads first is
+    known before the wait.
     """
     if TRIGGER:
         gdc_launch_dependents()
@@ -410,7 +411,7 @@ def attention_decode_kernel(
     chunk = tl.cdiv(tl.maximum(tl.cdiv(num_keys, max_chunks), min_chunk), BLOCK_N) * BLOCK_N
     num_chunks = tl.cdiv(num_keys, chunk)
     share, unit = 1, 1
-    if not (OVERLAP or ONE_CHUNK):
+    if not ONE_CHUNK:
         share, unit = _share(num_chunks, num_parts)
     num_working = tl.cdiv(num_chunks, share)
     alone = num_working <= 1
@@ -505,7 +506,7 @@ def attention_decode_kernel(
                         block = _empty(COLUMNS, BLOCK_D)
 
     if alone:
-        if OVERLAP or ONE_CHUNK:
+        if ONE_CHUNK:
             total = _fold(total, (acc, row_max, tl.sum(sums, 0)))
         out_offsets = out_rows[None, :] * HEAD_DIM + dims[:, None]
         tl.store(out_ptr + out_offsets, _mean(total).to(out_ptr.dtype.element_ty), mask=inside)
