@@ -43,7 +43,7 @@ def run(
     sinks: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    arguments = arguments_of(x) | {"scale": scale} if scale else arguments_of(x)
+    arguments = arguments_of(x) | ({"scale": scale} if scale else {})
     return kernel.attention_prefill(
         x.q, x.k, x.v, causal=causal, window=window, sinks=sinks, **arguments
     )
