@@ -173,7 +173,7 @@ def chain_sites(
         if (site == "qkv" and owns_pairs(config, site)) or (is_ring and adds):
             groups = 1
         else:
-            groups = how.ring_groups(columns) if is_ring else how.num_groups(blocks, columns)
+            groups = how.ring_groups(columns) if is_ring else how.num_groups(blocks)
         programs = -(-blocks // (how.block_n * groups))
         return Site(site, layer, programs, rows * columns * dtype.itemsize)
 

@@ -30,6 +30,16 @@ def load_tile(pointers, columns, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
+def load_rows(tile_ptr, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Whole rows of a weight, a tuple of tiles."""
+    columns = tl.arange(0, BLOCK_K)
+    tiles = (columns,)[:0]
+    for start in tl.static_range(0, K, BLOCK_K):
+        tiles += (load_tile(tile_ptr + start, columns + start, K, BLOCK_K),)
+    return tiles
+
+
+@triton.jit
 def prefetch_columns(row_ptr, K: tl.constexpr, BEGIN: tl.constexpr, END: tl.constexpr):
     """Ask for columns BEGIN:END of some rows in L2; nothing is read into registers."""
     LINE: tl.constexpr = LINE_BYTES // (row_ptr.dtype.element_ty.primitive_bitwidth // 8)
@@ -68,19 +78,20 @@ def load_early(
     columns = tl.arange(0, BLOCK_K)
     row_ptr = w_ptr + rows.to(tl.int64) * K
     tile_ptr = row_ptr[:, None] + columns[None, :]
-    if OVERLAP and TRIGGER == 0:
+    if OVERLAP and (TRIGGER == 0 or GROUPS > 1):
         gdc_launch_dependents()
     tiles = (columns,)[:0]
-    if PRELOAD and STAGES == 0:
+    if PRELOAD and GROUPS > 1:
+        tiles += load_rows(tile_ptr, K, BLOCK_K) + load_rows(tile_ptr + BLOCK_N * K, K, BLOCK_K)
+    elif PRELOAD and STAGES == 0:
         tiles += (load_tile(tile_ptr, columns, K, BLOCK_K),)
-        if GROUPS > 1:
-            tiles += (load_tile(tile_ptr + BLOCK_N * K, columns, K, BLOCK_K),)
     norm = (columns,)[:0]
     if norm_ptr is not None and STAGES == 0:
         norm = _load_vector(norm_ptr, K, BLOCK_K)
-    PRELOADED: tl.constexpr = BLOCK_K if PRELOAD and STAGES == 0 else 0
-    if PREFETCH * BLOCK_K > PRELOADED:
-        prefetch_columns(row_ptr, K, PRELOADED, min(K, PREFETCH * BLOCK_K))
+    PRELOADED: tl.constexpr = 0 if len(tiles) == 0 else (K if GROUPS > 1 else BLOCK_K)
+    PREFETCHED: tl.constexpr = min(K, PREFETCH * BLOCK_K)
+    if PREFETCHED > PRELOADED:
+        prefetch_columns(row_ptr, K, PRELOADED, PREFETCHED)
     return tile_ptr, tiles, norm
 
 
@@ -212,36 +223,55 @@ def _products_of_groups(
     BLOCK_K: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """As `_products_in_registers` of a tile that holds whole rows, for groups of rows in turn.
+    """As `_products_in_registers`, of whole rows, for groups of them in turn.
 
     All programs of a launch go on from the wait together. One that loads nothing while it computes
     leaves the memory idle, as all others compute then, too.
     """
     tile_ptr, tiles, norm = early
     TOKENS: tl.constexpr = triton.next_power_of_2(M)
+    TILES: tl.constexpr = triton.cdiv(K, BLOCK_K)
     columns = tl.arange(0, BLOCK_K)
     inputs = (columns,)[:0]
     for i in tl.static_range(TOKENS):
         inputs += _load_vector(x_ptr + min(i, M - 1) * K, K, BLOCK_K)
-    for group in tl.static_range(2):
-        if group == len(tiles):
-            tiles += (load_tile(tile_ptr + group * BLOCK_N * K, columns, K, BLOCK_K),)
+    if len(tiles) == 0:
+        tiles += load_rows(tile_ptr, K, BLOCK_K) + load_rows(tile_ptr + BLOCK_N * K, K, BLOCK_K)
     if len(norm) > 0:
         normed = (columns,)[:0]
         for i in tl.static_range(TOKENS):
-            scale = _norm_scale((inputs[i],), eps, K, BLOCK_K)
-            normed += (_normed(inputs[i], scale, norm[0]),)
+            x = inputs[i * TILES : (i + 1) * TILES]
+            scale = _norm_scale(x, eps, K, BLOCK_K)
+            for j in tl.static_range(TILES):
+                normed += (_normed(x[j], scale, norm[j]),)
         inputs = normed
     found = (columns,)[:0]
     for group in tl.static_range(GROUPS):
-        wide = tiles[group].to(tl.float32)
+        wide = _widened(tiles[group * TILES : (group + 1) * TILES])
         if group + 2 < GROUPS:
-            tiles += (load_tile(tile_ptr + (group + 2) * BLOCK_N * K, columns, K, BLOCK_K),)
+            tiles += load_rows(tile_ptr + (group + 2) * BLOCK_N * K, K, BLOCK_K)
         sums = (columns,)[:0]
         for i in tl.static_range(TOKENS):
-            sums += (wide * inputs[i].to(tl.float32)[None, :],)
+            sums += (_multiplied(wide, inputs[i * TILES : (i + 1) * TILES]),)
         found += (_total(sums),)
     return found
+
+
+@triton.jit
+def _widened(tiles):
+    wide = tiles[:0]
+    for j in tl.static_range(len(tiles)):
+        wide += (tiles[j].to(tl.float32),)
+    return wide
+
+
+@triton.jit
+def _multiplied(wide, x):
+    """[rows, BLOCK_K]: tiles of rows times those of x, summed over the tiles."""
+    y = wide[0] * x[0].to(tl.float32)[None, :]
+    for j in tl.static_range(1, len(wide)):
+        y += wide[j] * x[j].to(tl.float32)[None, :]
+    return y
 
 
 @triton.jit
@@ -387,7 +417,7 @@ def run_single(
     if how.is_ring(num_columns, weight.dtype, gpu_spec(x.device)):
         run_ring(x, weight, y, how, norm=norm, eps=eps, bias=bias, residual=residual)
         return
-    groups = how.num_groups(num_rows, num_columns)
+    groups = how.num_groups(num_rows)
     single_kernel[(triton.cdiv(num_rows, how.block_n * groups),)](
         x,
         norm,

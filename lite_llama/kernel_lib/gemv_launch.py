@@ -28,8 +28,8 @@ class GemvLaunch:
     −1: a plain launch that no kernel overlaps. `preload`: the first tile is loaded before the wait;
     of those in shared memory all that are in flight, where `is_ring`.
     `prefetch` in [0, 1]: the share of a program's tiles asked into L2 before the wait.
-    `groups` of rows a program, where a tile holds whole rows in registers, or of a ring: one is on
-    its way while the one before it is multiplied, and all share what is made of x.
+    `groups` of rows a program, whole rows in registers, or of a ring: one is on its way while the
+    one before it is multiplied, and all share what is made of x; the next kernel may start at once.
     """
 
     block_n: int
@@ -41,10 +41,10 @@ class GemvLaunch:
     prefetch: float = 0.0
     groups: int = 1
 
-    def num_groups(self, num_rows: int, num_columns: int) -> int:
+    def num_groups(self, num_rows: int) -> int:
         """Groups that a program has of a weight of `num_rows` rows (or row pairs)."""
         fits = num_rows % (self.block_n * self.groups) == 0
-        return self.groups if self.num_stages == 0 and num_columns <= self.block_k and fits else 1
+        return self.groups if self.num_stages == 0 and fits else 1
 
     def is_ring(self, num_columns: int, dtype: torch.dtype, gpu: GpuSpec) -> bool:
         """Whether tiles are in shared memory before the wait (`decode_ring`, written in Gluon)."""

@@ -34,8 +34,11 @@ RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _CARVEOUTS = (-1, 28, 43, 57, 72, 86, 100)
 # Values a thread holds of a tile in registers: fewer leave the loads short, more spill.
 _VALUES_PER_THREAD = {1: (16, 32, 64), 2: (16, 32)}
-# Groups of rows of a program whose tiles hold whole rows, of at most so many columns.
-_GROUPS, _WHOLE_ROW = (2, 4, 8), 8192
+# Groups of rows of a program, of at most so many columns; rows that no tile holds without padding
+# the most of which are so many tiles.
+_GROUPS, _WHOLE_ROW, _MOST_TILES = (2, 4, 8), 9216, 9
+# Values of such rows that a thread holds: two groups are on their way.
+_MOST_VALUES = 80
 # Bytes of weight tiles in flight through shared memory, a program.
 _BYTES_IN_FLIGHT = (16 << 10, 100 << 10)
 _RING_BYTES = (48 << 10, 132 << 10)
@@ -105,7 +108,7 @@ class Space:
             value = replace(value, overlap=math.ceil(value.overlap), prefetch=0.0)
             return astuple(replace(value, groups=value.ring_groups(shape[1])))
         constants = value.constants(shape[1], self.gpu)
-        return value.block_n, value.num_groups(*shape), tuple(sorted(constants.items()))
+        return value.block_n, value.num_groups(shape[0]), tuple(sorted(constants.items()))
 
     def distinct(self, site: str, values: Iterable[Site]) -> list[Site]:
         """The values that differ to the GPU, in their order."""
@@ -148,15 +151,7 @@ class Space:
             if rings:  # nothing else is near them: docs/lab/decode_chain.md
                 yield from rings
                 return
-        for block_n, block_k, num_warps in self._register_tiles(num_rows, widest, rows_each):
-            tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps, groups=1)
-            if value.num_stages:
-                tile = replace(tile, num_stages=0, preload=True, prefetch=0.0)
-            yield tile
-            # Programs of qkv own rotary pairs, whose rows are not neighbours.
-            if site != "qkv" and num_columns <= block_k <= _WHOLE_ROW:
-                more = (replace(tile, groups=count) for count in _GROUPS)
-                yield from (one for one in more if one.num_groups(num_rows, num_columns) > 1)
+        yield from self._in_registers(site, value, rows_each)
         if self.num_tokens == 1:
             return
         for block_n, block_k, num_warps, stages in self._shared_tiles(widest, rows_each):
@@ -164,6 +159,24 @@ class Space:
             if value.num_stages == 0:
                 tile = replace(tile, prefetch=1.0)
             yield replace(tile, num_stages=stages, preload=False)
+
+    def _in_registers(self, site: str, value: GemvLaunch, rows_each: int) -> Iterator[GemvLaunch]:
+        num_rows, num_columns = weight_shapes(self.config)[site]
+        widest = 1 << (num_columns - 1).bit_length()
+        # Programs of rotary pairs, whose rows are not neighbours, have no groups.
+        may_group = not (site == "qkv" and rows_each == 2) and num_columns <= _WHOLE_ROW
+        single = replace(value, groups=1)
+        if value.num_stages:
+            single = replace(single, num_stages=0, preload=True, prefetch=0.0)
+        for block_n, block_k, num_warps in self._register_tiles(num_rows, widest, rows_each):
+            tile = replace(single, block_n=block_n, block_k=block_k, num_warps=num_warps)
+            yield tile
+            if may_group and num_columns <= block_k:
+                yield from _grouped(tile, num_rows)
+        if may_group:
+            for block_n, block_k, num_warps in _row_tiles(num_columns, widest, rows_each):
+                tile = replace(single, block_n=block_n, block_k=block_k, num_warps=num_warps)
+                yield from _grouped(tile, num_rows)
 
     def _rings(
         self, site: str, value: GemvLaunch, num_rows: int, rows_each: int
@@ -224,6 +237,25 @@ class Space:
                             num_warps=num_warps, num_stages=num_stages,
                         )  # fmt: skip
                         yield replace(value, launch=launch)
+
+
+def _grouped(tile: GemvLaunch, num_rows: int) -> Iterator[GemvLaunch]:
+    """The tile with as many groups of rows as the weight's rows can be shared out to."""
+    more = (replace(tile, groups=count) for count in _GROUPS)
+    yield from (one for one in more if one.num_groups(num_rows) > 1)
+
+
+def _row_tiles(num_columns: int, widest: int, rows_each: int) -> Iterator[tuple[int, int, int]]:
+    """Tiles of which several make whole rows with less padding than one of `widest` columns."""
+    for block_k in (256, 512, 1024, 2048):
+        tiles = -(-num_columns // block_k)
+        if not 1 < tiles <= _MOST_TILES or tiles * block_k >= min(widest, 1.15 * num_columns):
+            continue
+        for block_n in (1, 2, 4):
+            for num_warps in (1, 2, 4, 8, 16):
+                values = block_n * rows_each * block_k // (32 * num_warps)
+                if values >= 8 and values * tiles <= _MOST_VALUES:
+                    yield block_n, block_k, num_warps
 
 
 def _modes(value: GemvLaunch) -> list[Site]:

@@ -6,14 +6,12 @@ from lite_llama.kernel_lib.gemv_launch import GemvLaunch, choose_gemv
 from lite_llama.kernel_lib.gpu import H200
 
 
-def test_groups_are_made_where_tiles_hold_whole_rows_and_rows_divide() -> None:
+def test_groups_are_made_in_registers_where_rows_divide() -> None:
     launch = GemvLaunch(2, 2048, 4, groups=4)
-    assert launch.num_groups(8192, 2048) == 4
-    assert launch.num_groups(8192, 1536) == 4
-    assert launch.num_groups(8192, 2049) == 1
-    assert launch.num_groups(8196, 2048) == 1
-    assert replace(launch, num_stages=4).num_groups(8192, 2048) == 1
-    assert GemvLaunch(2, 2048, 4).num_groups(3, 9) == 1
+    assert launch.num_groups(8192) == 4
+    assert launch.num_groups(8196) == 1
+    assert replace(launch, num_stages=4).num_groups(8192) == 1
+    assert GemvLaunch(2, 2048, 4).num_groups(3) == 1
 
 
 def test_the_ring_begins_anew_with_each_group_or_there_is_one() -> None:

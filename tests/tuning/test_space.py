@@ -152,8 +152,14 @@ def test_groups_are_of_whole_rows_and_fit_the_weight() -> None:
         tiles = space().tiles(site, get(start(), site))
         grouped = [one for one in tiles if isinstance(one, GemvLaunch) and one.groups > 1]
         assert bool(grouped) == (site != "qkv"), site
-        assert all(one.num_groups(*shape) == one.groups for one in grouped)
+        assert all(one.num_groups(shape[0]) == one.groups for one in grouped)
         assert {one.block_k for one in grouped} <= {1 << (shape[1] - 1).bit_length()}
+    # Rows of 1536 columns by tiles of their own, or by one of 2048.
+    odd = replace(space(), config=replace(CONFIG, hidden_size=1536))
+    grouped = [one for one in odd.tiles("gate_up", start().gate_up) if one.groups > 1]
+    assert {one.block_k for one in grouped} == {256, 512, 2048}
+    normed = replace(odd, config=replace(odd.config, qk_norm=True))
+    assert any(one.groups > 1 for one in normed.tiles("qkv", start().qkv))
     for site in weight_shapes(CONFIG):
         rings = space(8).tiles(site, get(start(8), site))
         counts = {one.groups for one in rings if isinstance(one, GemvLaunch)}

@@ -60,7 +60,7 @@ def norm_gate_up(
     if how.is_ring(num_columns, weight.dtype, gpu_spec(x.device)):
         run_ring(x, weight, y, how, norm=norm, eps=eps, span=inter)
         return y
-    groups = how.num_groups(inter, num_columns)
+    groups = how.num_groups(inter)
     norm_gate_up_kernel[(triton.cdiv(inter, how.block_n * groups),)](
         x,
         norm,

@@ -13,6 +13,9 @@ CASES = {
     "8192x2048 in groups bf16": lambda: _norm_gate_up(
         8192, 2048, launch=GemvLaunch(2, 2048, 4, groups=4)
     ),
+    "8960x1536 in groups of three tiles bf16": lambda: _norm_gate_up(
+        8960, 1536, launch=GemvLaunch(2, 512, 4, groups=4, prefetch=1.0)
+    ),
 }
 
 
