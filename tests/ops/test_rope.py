@@ -91,10 +91,11 @@ def test_table_rows_of_other_positions_are_not_read(device: torch.device) -> Non
 
 
 def test_launch_shares_the_table_among_the_heads_of_a_token() -> None:
-    assert choose_launch(32, 8, 64) == RopeLaunch(heads=8, pairs=64, num_warps=1)
-    assert choose_launch(4, 4, 2048) == RopeLaunch(heads=4, pairs=256, num_warps=4)
-    assert choose_launch(9, 3, 40) == RopeLaunch(heads=8, pairs=64, num_warps=1)
-    assert choose_launch(64, 64, 64) == RopeLaunch(heads=16, pairs=64, num_warps=2)
+    assert choose_launch(32, 8, 64) == RopeLaunch(heads=8, pairs=64, num_warps=2)
+    assert choose_launch(4, 4, 2048) == RopeLaunch(heads=4, pairs=128, num_warps=2)
+    assert choose_launch(9, 3, 40) == RopeLaunch(heads=8, pairs=64, num_warps=2)
+    assert choose_launch(64, 64, 64) == RopeLaunch(heads=8, pairs=64, num_warps=2)
+    assert choose_launch(1, 1, 2) == RopeLaunch(heads=1, pairs=2, num_warps=1)
 
 
 def test_no_tokens_are_no_launch_and_calls_against_the_contract_are_named(

@@ -51,7 +51,8 @@ def _case(
         dtype=dtype,
         make_inputs=make_inputs,
         contenders={"torch": plain, "lite_llama": ours},
-        num_bytes=2 * tokens * (q_heads + kv_heads) * head_dim * dtype.itemsize,
+        num_bytes=2 * tokens * (q_heads + kv_heads) * head_dim * dtype.itemsize
+        + tokens * head_dim * cos_sin.itemsize,
         copies=True,
         compile_torch=tokens == 512,
     )

@@ -9,27 +9,6 @@ from lite_llama.ops.rope.launch import choose_launch
 
 
 @triton.jit
-def _rotate(
-    x_ptr,
-    head_stride,
-    first_head,
-    num_heads,
-    columns,
-    cos,
-    sin,
-    HALF: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-):
-    heads = first_head + tl.arange(0, BLOCK_HEADS)[:, None]
-    mask = (heads < num_heads) & (columns < HALF)
-    a_at = x_ptr + heads.to(tl.int64) * head_stride + columns
-    a = tl.load(a_at, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(a_at + HALF, mask=mask, other=0.0).to(tl.float32)
-    tl.store(a_at, (a * cos - b * sin).to(x_ptr.dtype.element_ty), mask=mask)
-    tl.store(a_at + HALF, (b * cos + a * sin).to(x_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def _rope(
     q_ptr,
     k_ptr,
@@ -53,34 +32,26 @@ def _rope(
     piece = tl.program_id(0) % pieces
     cut = (tl.program_id(0) // pieces) % cuts
     token = (tl.program_id(0) // (pieces * cuts)).to(tl.int64)
+    heads = tl.arange(0, BLOCK_HEADS)[:, None]
     columns = cut * BLOCK_PAIRS + tl.arange(0, BLOCK_PAIRS)[None, :]
-    row = cos_sin_ptr + tl.load(positions_ptr + token).to(tl.int64) * cos_sin_stride
-    cos = tl.load(row + columns, mask=columns < HALF, other=0.0)
-    sin = tl.load(row + HALF + columns, mask=columns < HALF, other=0.0)
+    in_row = columns < HALF
     if piece < q_pieces:
-        _rotate(
-            q_ptr + token * q_token_stride,
-            q_head_stride,
-            piece * BLOCK_HEADS,
-            num_q_heads,
-            columns,
-            cos,
-            sin,
-            HALF,
-            BLOCK_HEADS,
-        )
+        heads += piece * BLOCK_HEADS
+        mask = (heads < num_q_heads) & in_row
+        a_at = q_ptr + token * q_token_stride + heads.to(tl.int64) * q_head_stride + columns
     else:
-        _rotate(
-            k_ptr + token * k_token_stride,
-            k_head_stride,
-            (piece - q_pieces) * BLOCK_HEADS,
-            num_kv_heads,
-            columns,
-            cos,
-            sin,
-            HALF,
-            BLOCK_HEADS,
-        )
+        heads += (piece - q_pieces) * BLOCK_HEADS
+        mask = (heads < num_kv_heads) & in_row
+        a_at = k_ptr + token * k_token_stride + heads.to(tl.int64) * k_head_stride + columns
+    # Before the position, which the angles' places wait for.
+    a = tl.load(a_at, mask=mask, other=0.0)
+    b = tl.load(a_at + HALF, mask=mask, other=0.0)
+    row = cos_sin_ptr + tl.load(positions_ptr + token).to(tl.int64) * cos_sin_stride
+    cos = tl.load(row + columns, mask=in_row, other=0.0)
+    sin = tl.load(row + HALF + columns, mask=in_row, other=0.0)
+    a, b = a.to(tl.float32), b.to(tl.float32)
+    tl.store(a_at, (a * cos - b * sin).to(q_ptr.dtype.element_ty), mask=mask)
+    tl.store(a_at + HALF, (b * cos + a * sin).to(q_ptr.dtype.element_ty), mask=mask)
 
 
 def rope(q: Tensor, k: Tensor, cos_sin: Tensor, positions: Tensor) -> None:

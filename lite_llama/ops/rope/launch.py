@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from lite_llama.kernel_lib.rows import next_power_of_2
 
-# Pairs a program, at least and at most: 16 pairs a thread, 64 bytes in flight a thread in bf16.
-_MIN_PAIRS, _MAX_PAIRS = 512, 1024
+# Pairs a program, in 2 warps: 8 a thread, whose halves are 16 bytes each in bf16.
+_PAIRS, _PAIRS_PER_WARP = 512, 256
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,10 @@ def choose_launch(num_q_heads: int, num_kv_heads: int, half: int) -> RopeLaunch:
     have their like in k, and long heads are cut, so that the table is read once.
     """
     heads = next_power_of_2(min(num_q_heads, num_kv_heads))
-    pairs = min(next_power_of_2(half), max(_MAX_PAIRS // heads, 64))
+    pairs = min(next_power_of_2(half), max(_PAIRS // heads, 64))
     most = next_power_of_2(max(num_q_heads, num_kv_heads))
-    while heads * pairs < _MIN_PAIRS and heads < most:
+    while heads * pairs < _PAIRS and heads < most:
         heads *= 2
-    while heads * pairs > _MAX_PAIRS:
+    while heads * pairs > _PAIRS:
         heads //= 2
-    # Long heads: half as many a thread.
-    per_warp = 512 if pairs <= 64 else 256
-    return RopeLaunch(heads, pairs, num_warps=max(heads * pairs // per_warp, 1))
+    return RopeLaunch(heads, pairs, num_warps=max(heads * pairs // _PAIRS_PER_WARP, 1))
