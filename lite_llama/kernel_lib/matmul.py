@@ -13,6 +13,38 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from lite_llama.kernel_lib.matmul_launch import MatmulLaunch
 
+# Longer rows stream through a loop.
+SHORT_ROW = tl.constexpr(2048)
+
+
+@triton.jit
+def _add_columns(
+    x_ptr,
+    w_ptr,
+    row_offsets,
+    up_offsets,
+    k,
+    sums,
+    up_sums,
+    x_row_stride,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Both sums with the products of columns `k` added."""
+    inside = k < K  # Folded away where BLOCK_K divides K.
+    w_at = w_ptr + row_offsets + k[None, :]
+    w = tl.load(w_at, inside[None, :], 0.0, eviction_policy="evict_first").to(tl.float32)
+    if GATED:
+        up_at = w_ptr + up_offsets + k[None, :]
+        up = tl.load(up_at, inside[None, :], 0.0, eviction_policy="evict_first").to(tl.float32)
+    new_sums, new_up_sums = sums[:0], up_sums[:0]
+    for i in tl.static_range(M):
+        x = tl.load(x_ptr + i * x_row_stride + k, inside, 0.0).to(tl.float32)
+        new_sums += (sums[i] + w * x[None, :],)
+        new_up_sums += (up_sums[i] + up * x[None, :] if GATED else up_sums[i],)
+    return new_sums, new_up_sums
+
 
 @triton.jit
 def vector_kernel(
@@ -30,29 +62,29 @@ def vector_kernel(
     HAS_BIAS: tl.constexpr,
     GATED: tl.constexpr,
 ):
-    """y [M, n] = x [M, K] wᵀ: BLOCK_N outputs a program, the weight read once, 16 bytes a load."""
+    """y [M, n] = x [M, K] wᵀ: BLOCK_N outputs a program, the weight read once, 16 bytes a load.
+
+    Of short rows all loads are on their way together.
+    """
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_K)
     # Rows past the end repeat real ones; their results are not stored.
     row_offsets = (rows % n).to(tl.int64)[:, None] * w_row_stride
+    up_offsets = row_offsets + n.to(tl.int64) * w_row_stride
     sums = (tl.zeros((BLOCK_N, BLOCK_K), tl.float32),) * M
     up_sums = sums
-    for start in range(0, K, BLOCK_K):
-        k = start + columns
-        inside = k < K  # Folded away where BLOCK_K divides K.
-        w = tl.load(w_ptr + row_offsets + k[None, :], inside[None, :], 0.0).to(tl.float32)
-        if GATED:
-            up_offsets = row_offsets + n.to(tl.int64) * w_row_stride
-            up = tl.load(w_ptr + up_offsets + k[None, :], inside[None, :], 0.0).to(tl.float32)
-        new_sums, new_up_sums = sums[:0], sums[:0]
-        for i in tl.static_range(M):
-            x = tl.load(x_ptr + i * x_row_stride + k, inside, 0.0).to(tl.float32)
-            new_sums += (sums[i] + w * x[None, :],)
-            if GATED:
-                new_up_sums += (up_sums[i] + up * x[None, :],)
-        sums = new_sums
-        if GATED:
-            up_sums = new_up_sums
+    if K <= SHORT_ROW:
+        for start in tl.static_range(0, K, BLOCK_K):
+            sums, up_sums = _add_columns(
+                x_ptr, w_ptr, row_offsets, up_offsets, start + columns, sums, up_sums,
+                x_row_stride, M, K, GATED,
+            )  # fmt: skip
+    else:
+        for start in range(0, K, BLOCK_K):
+            sums, up_sums = _add_columns(
+                x_ptr, w_ptr, row_offsets, up_offsets, start + columns, sums, up_sums,
+                x_row_stride, M, K, GATED,
+            )  # fmt: skip
     for i in tl.static_range(M):
         y = tl.sum(sums[i], 1)
         if HAS_BIAS:

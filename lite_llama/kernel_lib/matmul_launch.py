@@ -82,18 +82,22 @@ def _wgmma_from_tma(problem: MatmulProblem, gpu: GpuSpec) -> bool:
 
 
 def _choose_vector(problem: MatmulProblem) -> MatmulLaunch:
-    """One row: the weight streams through registers, a row of it a program.
+    """One row: the weight streams through registers.
 
-    One warp a row is best to k = 2048; longer rows want more bytes in flight, but a weight that
-    alone keeps the memory busy wants small programs (8B's down: 28.5 µs, above 30 with 4 warps).
-    Of shorter rows a program takes more: 49152 x 576 took 31.5 µs with one, 15.8 with four.
+    One warp for 512 columns of a row is best to k = 2048, for two rows where there are many: of
+    16384 x 2048 17.0 and 16.7 µs. Longer rows want more bytes in flight, but a weight that alone
+    keeps the memory busy wants small programs (8B's down: 28.5 µs, above 30 with 4 warps).
+    Of shorter rows a program takes more: 49152 x 576 took 31.5 µs with one, 15.8 with four, and
+    15.2 with 32 of which no tile is padded.
     """
-    if problem.k <= 1024:
-        block_n, num_warps = (4, 2) if problem.n >= 16384 else (2, 1)
+    many = problem.n >= 16384
+    if problem.k <= 1024 and (problem.k % 512 or not many):
+        if many:
+            return MatmulLaunch("vector", 1, 32, 64, num_warps=1)
         block_k = min(512, max(16, 1 << (problem.k - 1).bit_length()))
-        return MatmulLaunch("vector", 1, block_n, block_k, num_warps)
+        return MatmulLaunch("vector", 1, 2, block_k, num_warps=1)
     if problem.k <= 2048:
-        return MatmulLaunch("vector", 1, 1, 512, num_warps=1)
+        return MatmulLaunch("vector", 1, 2 if many else 1, 512, num_warps=1)
     return MatmulLaunch("vector", 1, 1, 2048, num_warps=4 if problem.n * problem.k <= 2**25 else 2)
 
 

@@ -110,7 +110,7 @@ def test_tiles_multiply_in_every_dtype(
 
 @pytest.mark.parametrize("how", TILES.values(), ids=TILES.keys())
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize(("m", "n", "k"), [(100, 70, 96), (1, 33, 40)])
+@pytest.mark.parametrize(("m", "n", "k"), [(100, 70, 96), (1, 33, 40), (1, 3, 2112)])
 def test_every_kernel_multiplies_and_gates(
     device: torch.device, how: MatmulLaunch, m: int, n: int, k: int, *, gated: bool
 ) -> None:
