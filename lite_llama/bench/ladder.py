@@ -224,7 +224,7 @@ def _chains(base: Engine, size: int) -> dict[str, ChainLaunches | None]:
     gpu, activations = gpu_spec(plan.device), plan.precision.activations
     tokens = plan.max_blocks_per_seq * plan.block_size
     chain = settle_attention(
-        choose_launches(base.model, size), base.model, (size, activations, tokens), gpu
+        choose_launches(base.model, size, activations), base.model, (size, activations, tokens), gpu
     )
     found |= {
         "+ fusion": without_overlap(chain),

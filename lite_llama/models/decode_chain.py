@@ -56,7 +56,7 @@ def fits(decoder: Decoder, num_tokens: int) -> bool:
 
 def _has_small_rings(decoder: Decoder, num_tokens: int) -> bool:
     config, gpu = decoder.config, gpu_spec(decoder.final_norm.weight.device)
-    launches = choose_launches(config, num_tokens)
+    launches = choose_launches(config, num_tokens, decoder.dtype)
     return config.hidden_size <= _MOST_HIDDEN and launches.all_rings(config, decoder.dtype, gpu)
 
 

@@ -119,7 +119,7 @@ def _tune_batch(
     dtype, gpu = engine.plan.precision.activations, gpu_spec(engine.plan.device)
     contexts = _contexts(engine, size, request.context)
     problem = (size, dtype, engine.plan.max_blocks_per_seq * engine.plan.block_size)
-    start = settle_attention(choose_launches(engine.model, size), engine.model, problem, gpu)
+    start = settle_attention(choose_launches(engine.model, size, dtype), engine.model, problem, gpu)
     key = {
         "shape": tuned_shape(engine.model),
         "dtype": dtype_name(dtype),

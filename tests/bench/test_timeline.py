@@ -67,7 +67,7 @@ def _config(preset: str) -> ModelConfig:
 
 
 def _sites(config: ModelConfig) -> list[Site]:
-    launches = choose_launches(config, 1)
+    launches = choose_launches(config, 1, torch.float32)  # in registers, as when it was measured
     launches = replace(
         launches,
         qkv=replace(launches.qkv, block_n=2),
@@ -182,7 +182,9 @@ def test_sites_are_what_the_chain_launches(
     monkeypatch.setattr(gpu, "INTERPRETER", H200)
     config = replace(_config(preset), num_layers=2)
     problem = (batch, torch.bfloat16, 64)
-    launches = settle_attention(choose_launches(config, batch), config, problem, H200)
+    launches = settle_attention(
+        choose_launches(config, batch, torch.bfloat16), config, problem, H200
+    )
     with torch.inference_mode():
         device = torch.device("meta")
         precision = Precision(torch.bfloat16, torch.bfloat16)
@@ -200,7 +202,7 @@ def test_sites_are_what_the_chain_launches(
 
 
 def test_a_plain_launch_in_the_chain_is_refused() -> None:
-    launches = choose_launches(LLAMA, 1)
+    launches = choose_launches(LLAMA, 1, torch.bfloat16)
     launches = settle_attention(launches, LLAMA, (1, torch.bfloat16, 4096), H200)
     plain = replace(launches, gate_up=replace(launches.gate_up, overlap=-1.0))
     with pytest.raises(ConfigError, match="gate_up is a plain launch"):

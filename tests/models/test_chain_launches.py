@@ -27,7 +27,9 @@ from tests.models.test_decode_chain import BASE
 
 def other_launches() -> ChainLaunches:
     """What the defaults would never be."""
-    chosen = settle_attention(choose_launches(BASE, 1), BASE, (1, torch.bfloat16, 64), H200)
+    chosen = settle_attention(
+        choose_launches(BASE, 1, torch.bfloat16), BASE, (1, torch.bfloat16, 64), H200
+    )
     return replace(
         chosen,
         down=replace(chosen.down, block_n=4, overlap=0.6, preload=False, prefetch=0.4),
@@ -64,11 +66,11 @@ def test_a_table_changes_the_launches_and_its_removal_brings_the_defaults_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    defaults = choose_launches(BASE, 1)
+    defaults = choose_launches(BASE, 1, torch.bfloat16)
     assert find_launches(BASE, torch.bfloat16, 1, H200) == defaults
     path = write_table(tuned.user_folder(), other_launches())
     assert find_launches(BASE, torch.bfloat16, 1, H200) == other_launches() != defaults
-    assert find_launches(BASE, torch.bfloat16, 2, H200) == choose_launches(BASE, 2)
+    assert find_launches(BASE, torch.bfloat16, 2, H200) == choose_launches(BASE, 2, torch.bfloat16)
     assert find_launches(replace(BASE, qkv_bias=True), torch.bfloat16, 1, H200) == defaults
     path.unlink()
     assert find_launches(BASE, torch.bfloat16, 1, H200) == defaults
@@ -111,7 +113,29 @@ def test_the_rungs_between_plain_and_tuned_launches_change_modes_only() -> None:
 
 def test_a_wide_down_projection_of_one_token_is_read_in_whole_rows() -> None:
     wide = replace(BASE, hidden_size=896, intermediate_size=4864)
-    chosen = choose_launches(wide, 1).down
+    chosen = choose_launches(wide, 1, torch.bfloat16).down
     assert (chosen.block_n, chosen.block_k, chosen.num_warps) == (4, 4096, 16)
-    assert choose_launches(replace(wide, intermediate_size=3000), 1).down.num_warps < 16
-    assert choose_launches(wide, 2).down.num_warps < 16
+    assert (
+        choose_launches(replace(wide, intermediate_size=3000), 1, torch.bfloat16).down.num_warps
+        < 16
+    )
+    assert choose_launches(wide, 2, torch.bfloat16).down.num_warps < 16
+
+
+def test_one_token_of_a_small_model_is_decoded_by_rings_as_two_are() -> None:
+    small = replace(
+        BASE, hidden_size=2048, num_q_heads=32, num_kv_heads=8, head_dim=64, intermediate_size=8192,
+        vocab_size=1024,
+    )  # fmt: skip
+    one, two = (choose_launches(small, count, torch.bfloat16) for count in (1, 2))
+    assert one == two
+    assert one.all_rings(small, torch.bfloat16, H200)
+    # Rings hold 16-bit weights, whole tiles of every row; wider models were not measured.
+    for config, weights in (
+        (small, torch.float32),
+        (replace(small, hidden_size=2176), torch.bfloat16),
+        (replace(small, intermediate_size=8192 + 128), torch.bfloat16),
+        (replace(small, hidden_size=4096), torch.bfloat16),
+    ):
+        launches = choose_launches(config, 1, weights)
+        assert not any(getattr(launches, site).num_stages for site in weight_shapes(config))

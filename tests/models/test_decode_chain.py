@@ -74,7 +74,7 @@ def test_a_step_gives_the_decoders_logits_and_cache(changes: dict[str, object]) 
         decoder.forward(_batch(prompt, 0, decodes=False), cache)
     step = _batch([5], 9, decodes=True)
     want = decoder.forward(step, caches[0])
-    got = decode_chain.forward(decoder, step, caches[1], choose_launches(config, 1))
+    got = decode_chain.forward(decoder, step, caches[1], choose_launches(config, 1, torch.float32))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
         written = slice(2 * BLOCK_SIZE, 2 * BLOCK_SIZE + 2)  # block 2 holds positions 8 and 9
@@ -101,7 +101,7 @@ def test_a_step_of_two_sequences_gives_the_decoders_logits() -> None:
             layer.k.fill_(0.25)
             layer.v.fill_(0.5)
     want = decoder.forward(step, caches[0])
-    got = decode_chain.forward(decoder, step, caches[1], choose_launches(BASE, 2))
+    got = decode_chain.forward(decoder, step, caches[1], choose_launches(BASE, 2, torch.float32))
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -169,7 +169,7 @@ def test_a_step_of_many_sequences_is_near_the_decoders(count: int) -> None:
         num_decode_seqs=count,
         max_q_len=0,
     )
-    launches = choose_launches(WIDE, count)
+    launches = choose_launches(WIDE, count, torch.bfloat16)
     assert device.type == "cpu" or launches == decode_chain.engine_launches(decoder, count)
     want = decoder.forward(step, caches[0]).float()
     got = decode_chain.forward(decoder, step, caches[1], launches).float()

@@ -18,7 +18,7 @@ CONFIG = find_family("hf", METADATA).read_hf_config(METADATA)
 
 def start(num_tokens: int = 1) -> ChainLaunches:
     """The chain's default launches on an H200."""
-    chosen = choose_launches(CONFIG, num_tokens)
+    chosen = choose_launches(CONFIG, num_tokens, torch.bfloat16)
     return settle_attention(chosen, CONFIG, (num_tokens, torch.bfloat16, 131072), H200)
 
 

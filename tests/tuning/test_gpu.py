@@ -67,7 +67,9 @@ def test_a_search_writes_a_table_that_the_engine_takes_and_answers_as_before(
     # Rounding may part the tokens after a while, but not the first ones.
     assert tokens()[:2] == before[:2]
     output.unlink()
-    assert decode_chain.engine_launches(engine.runner.decoder, 1) == choose_launches(CONFIG, 1)
+    assert decode_chain.engine_launches(engine.runner.decoder, 1) == choose_launches(
+        CONFIG, 1, torch.bfloat16
+    )
     assert tokens() == before
 
 
