@@ -1,4 +1,4 @@
-"""Products of 2 to 16 tokens: weights on their way to shared memory before the wait (Gluon).
+"""Products of 1 to 16 tokens: weights on their way to shared memory before the wait (Gluon).
 
 As in `decode_gemv`, a program owns a few rows and asks for weights before it waits for the kernel
 that makes its input. Here they come by asynchronous copies into a ring of STAGES tiles, which plain

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import astuple, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ _MOST_VALUES = 80
 # Bytes of weight tiles in flight through shared memory, a program.
 _BYTES_IN_FLIGHT = (16 << 10, 100 << 10)
 _RING_BYTES = (48 << 10, 132 << 10)
-_MOST_FIRST_KEYS = 128
+# Values of the keys that a program of attention loads before its wait, into its registers.
+_MOST_FIRST_VALUES = 256 * 64
 _MOST_PROGRAMS = 128
 
 
@@ -132,7 +134,8 @@ class Space:
         if site == "carveout":
             return []
         if site == "attention":
-            return [_first_tiles, _programs, _attention_modes]
+            first_tiles = partial(_first_tiles, most=_MOST_FIRST_VALUES // self.config.head_dim)
+            return [first_tiles, _programs, _attention_modes]
         return [_modes, _overlaps, _prefetches, _switches]
 
     def everything(self, site: str, value: Site) -> list[Site]:
@@ -146,13 +149,13 @@ class Space:
         num_rows, num_columns = weight_shapes(self.config)[site]
         widest = 1 << (num_columns - 1).bit_length()
         rows_each = 2 if owns_pairs(self.config, site) else 1
-        if self.num_tokens > 1:
-            rings = list(self._rings(site, value, num_rows * rows_each, rows_each))
-            if rings:  # nothing else is near them: docs/lab/decode_chain.md
-                yield from rings
-                return
+        rings = list(self._rings(site, value, num_rows * rows_each, rows_each))
+        if self.num_tokens > 1 and rings:  # nothing else is near them: docs/lab/decode_chain.md
+            yield from rings
+            return
         yield from self._in_registers(site, value, rows_each)
         if self.num_tokens == 1:
+            yield from rings
             return
         for block_n, block_k, num_warps, stages in self._shared_tiles(widest, rows_each):
             tile = replace(value, block_n=block_n, block_k=block_k, num_warps=num_warps, groups=1)
@@ -289,14 +292,13 @@ def _switches(value: GemvLaunch) -> list[Site]:
     ]
 
 
-def _first_tiles(value: AttentionSite) -> list[Site]:
-    """What a program loads before the wait, in its registers."""
+def _first_tiles(value: AttentionSite, most: int) -> list[Site]:
+    """What a program loads before the wait, in its registers: at most so many keys."""
     launch = value.launch
-    most = min(launch.min_chunk, _MOST_FIRST_KEYS) // launch.block_n
     return [
         replace(value, launch=replace(launch, first_tiles=count))
         for count in (1, 2, 4)
-        if count <= most
+        if count * launch.block_n <= min(launch.min_chunk, most)
     ]
 
 

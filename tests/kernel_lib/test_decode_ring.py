@@ -25,7 +25,7 @@ LAUNCHES = pytest.mark.parametrize(
     [
         (3, GemvLaunch(16, 32, 1, num_stages=4), 64),
         (8, GemvLaunch(16, 64, 1, num_stages=3, overlap=0.6, groups=2), 576),
-        (3, GemvLaunch(32, 64, 2, num_stages=3, overlap=0.0), 576),
+        (1, GemvLaunch(32, 64, 2, num_stages=3, overlap=0.0), 576),
         (5, GemvLaunch(16, 512, 8, num_stages=4, overlap=0.0), 1024),
         (8, GemvLaunch(8, 256, 8, num_stages=2, overlap=1.0, groups=2), 1024),
         (8, GemvLaunch(16, 512, 16, num_stages=2, overlap=0.0), 1536),
@@ -131,14 +131,16 @@ def test_launches_are_right_that_are_chosen_for_whole_models(
 
 
 @pytest.mark.parametrize("site", ["qkv", "o", "gate_up", "down", "head"])
-def test_launches_are_right_that_were_tuned_for_several_sequences(site: str) -> None:
-    entries = [e for e in tuned.read(tuned.SHIPPED / "nvidia-h200.json") if e.batch > 1]
-    assert entries
-    for entry in entries:
-        sizes = entry.shape["hidden_size"], entry.shape["intermediate_size"]
+def test_rings_are_right_that_were_tuned(site: str) -> None:
+    found = 0
+    for entry in tuned.read(tuned.SHIPPED / "nvidia-h200.json"):
         launch = getattr(read_launches(entry.sites, entry.where), site)
-        dtype = getattr(torch, entry.dtype)
-        check_site(site, entry.batch, launch, sizes, dtype, biased=False)
+        if launch.num_stages:
+            sizes = entry.shape["hidden_size"], entry.shape["intermediate_size"]
+            dtype = getattr(torch, entry.dtype)
+            check_site(site, entry.batch, launch, sizes, dtype, biased=False)
+            found += 1
+    assert found
 
 
 # Of one and of eight warps, one program each.

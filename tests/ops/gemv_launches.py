@@ -28,6 +28,7 @@ _LAUNCHES = [
 ]
 # Without a GPU tests/kernel_lib/test_decode_ring.py has them.
 _RINGS = [
+    (1, GemvLaunch(16, 64, 2, num_stages=3, overlap=0.0)),
     (3, GemvLaunch(16, 64, 2, num_stages=3, overlap=0.0)),
     (5, GemvLaunch(16, 512, 8, num_stages=4, overlap=0.0)),
     (8, GemvLaunch(16, 64, 1, num_stages=3, overlap=0.6, groups=2)),

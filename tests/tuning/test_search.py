@@ -42,7 +42,7 @@ def test_greedy_search_finds_the_optimum_of_separable_costs() -> None:
         assert site_cost(site, get(found.best, site)) == pytest.approx(least, abs=1e-9), site
     assert found.done[: len(SITES)] == list(SITES)
     assert "down + qkv" in found.done
-    assert len(meter.calls) < 450
+    assert len(meter.calls) < 650
     assert 0 < meter.longer < 40  # only what is about to be taken is timed again
 
 

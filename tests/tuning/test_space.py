@@ -27,7 +27,7 @@ def test_a_site_has_a_searchable_number_of_tiles_that_all_differ(num_tokens: int
         here = space(num_tokens)
         tiles = here.tiles(site, get(start(num_tokens), site))
         assert tiles[0] == get(start(num_tokens), site)
-        assert 12 <= len(tiles) <= 65, (site, len(tiles))
+        assert 12 <= len(tiles) <= 110, (site, len(tiles))
         assert len({here.identity(site, tile) for tile in tiles}) == len(tiles)
 
 
@@ -45,7 +45,8 @@ def test_several_tokens_go_to_tensor_cores_by_rings_where_those_fit() -> None:
     stages = {
         n: {bool(tile.num_stages) for tile in space(n).tiles("o", start(n).o)} for n in (1, 2, 4, 8)
     }
-    assert stages == {1: {False}, 2: {True}, 4: {True}, 8: {True}}
+    # One token's weights may stream through registers, too.
+    assert stages == {1: {False, True}, 2: {True}, 4: {True}, 8: {True}}
 
 
 def test_qkv_of_a_model_with_head_norms_has_rows_and_no_pairs() -> None:
@@ -54,7 +55,7 @@ def test_qkv_of_a_model_with_head_norms_has_rows_and_no_pairs() -> None:
         rows_each: {
             tile.block_n * rows_each * tile.block_k // (32 * tile.num_warps)
             for tile in here.tiles("qkv", get(start(), "qkv"))[1:]
-            if isinstance(tile, GemvLaunch)
+            if isinstance(tile, GemvLaunch) and not tile.num_stages
         }
         for rows_each, here in ((2, space()), (1, normed))
     }
@@ -124,6 +125,14 @@ def test_attention_is_tried_with_fewer_and_more_programs_of_one_chunk_each(
     assert [how.max_chunks for how in found] == counts
 
 
+@pytest.mark.parametrize(("head_dim", "keys"), [(64, [64, 128, 256]), (128, [64, 128])])
+def test_keys_before_the_wait_are_as_many_as_registers_hold(head_dim: int, keys: list[int]) -> None:
+    here = replace(space(), config=replace(CONFIG, head_dim=head_dim))
+    site = AttentionSite(Launch(32, 256, 32, 64, num_warps=4, num_stages=5), 0.0)
+    found = [one.launch for one in here.coordinates("attention")[0](site)]
+    assert [one.first_tiles * one.block_n for one in found] == keys
+
+
 def test_modes_leave_the_arithmetic_alone_and_tiles_do_not() -> None:
     chain = start()
     assert arithmetic(without_early_loads(chain)) == arithmetic(chain)
@@ -134,7 +143,7 @@ def test_modes_leave_the_arithmetic_alone_and_tiles_do_not() -> None:
     assert arithmetic(plain) != arithmetic(chain)
     early = replace(chain, down=replace(chain.down, prefetch=0.6, overlap=0.2))
     assert arithmetic(early) == arithmetic(chain)
-    assert arithmetic(replace(chain, down=replace(chain.down, num_warps=8))) != arithmetic(chain)
+    assert arithmetic(replace(chain, down=replace(chain.down, num_warps=16))) != arithmetic(chain)
 
 
 def test_the_baseline_has_no_dependent_launch_at_any_site() -> None:
@@ -150,13 +159,15 @@ def test_the_baseline_has_no_dependent_launch_at_any_site() -> None:
 def test_groups_are_of_whole_rows_and_fit_the_weight() -> None:
     for site, shape in weight_shapes(CONFIG).items():
         tiles = space().tiles(site, get(start(), site))
-        grouped = [one for one in tiles if isinstance(one, GemvLaunch) and one.groups > 1]
+        registers = [one for one in tiles if isinstance(one, GemvLaunch) and not one.num_stages]
+        grouped = [one for one in registers if one.groups > 1]
         assert bool(grouped) == (site != "qkv"), site
         assert all(one.num_groups(shape[0]) == one.groups for one in grouped)
         assert {one.block_k for one in grouped} <= {1 << (shape[1] - 1).bit_length()}
     # Rows of 1536 columns by tiles of their own, or by one of 2048.
     odd = replace(space(), config=replace(CONFIG, hidden_size=1536))
-    grouped = [one for one in odd.tiles("gate_up", start().gate_up) if one.groups > 1]
+    registers = [one for one in odd.tiles("gate_up", start().gate_up) if not one.num_stages]
+    grouped = [one for one in registers if one.groups > 1]
     assert {one.block_k for one in grouped} == {256, 512, 2048}
     normed = replace(odd, config=replace(odd.config, qk_norm=True))
     assert any(one.groups > 1 for one in normed.tiles("qkv", start().qkv))
