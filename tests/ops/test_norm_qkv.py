@@ -48,7 +48,7 @@ def _arguments(
         ((4, 2), 8, 64, True),
         ((9, 3), 16, 144, False),
         ((2, 1), 80, 96, True),
-        ((3, 1), 24, 1024, True),
+        ((3, 1), 24, 512, True),
     ],
 )
 def test_queries_keys_and_values_equal_the_reference(
