@@ -148,7 +148,7 @@ def test_token_bytes_are_the_bytes_of_the_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "limit_s"), [("qwen2", 1.0), ("llama-bpe", 1.0), ("starcoder", 0.3)]
+    ("name", "limit_s"), [("qwen2", 3.0), ("llama-bpe", 3.0), ("starcoder", 1.0)]
 )
 def test_a_vocabulary_is_built_quickly(name: str, limit_s: float) -> None:
     content = metadata(name)
@@ -164,7 +164,8 @@ def test_a_long_run_is_encoded_in_linear_time(name: str, unit: str) -> None:
     text = unit * (1_000_000 // len(unit.encode())) + "1"
     begin = time.process_time()
     ids = tokenizer.encode(text, add_special_tokens=False)
-    assert time.process_time() - begin < 5.0  # measured: 0.3-0.9 s
+    # 0.3 to 0.9 s, on a slow machine 5; in quadratic time a half of the text would take hours.
+    assert time.process_time() - begin < 20.0
     assert tokenizer.decode(ids) == text
 
 
