@@ -66,17 +66,25 @@ def owns_pairs(config: ModelConfig, site: str) -> bool:
 
 
 def choose_launches(config: ModelConfig, num_tokens: int, weights: dtype) -> ChainLaunches:
-    """Launches for a model, its weights' dtype, and a batch size on any GPU; pure."""
+    """Launches for a model, its weights' dtype, and a batch size on any GPU; pure.
+
+    One token of a small model takes rings as two do, if all of its products are some. On an H200 a
+    step of Llama-3.2-1B takes 0.734 ms by the registers that would be chosen, and 0.689 by rings;
+    Qwen2.5-1.5B 1.130 and 1.061, Qwen3-0.6B 0.664 and 0.559. The tuner knows both.
+    """
+    if num_tokens == 1 and weights.itemsize == 2 and config.hidden_size <= _MOST_RING_HIDDEN:
+        two = choose_launches(config, 2, weights)
+        if all(getattr(two, site).num_stages for site in _PRODUCTS):
+            return two
     # Where the next kernel may start: see docs/tuning.md.
-    as_for = 2 if num_tokens == 1 and _suits_rings(config, weights) else num_tokens
     products = {}
     for site, shape in weight_shapes(config).items():
-        product = choose_gemv(*shape, as_for, pairs=owns_pairs(config, site))
+        product = choose_gemv(*shape, num_tokens, pairs=owns_pairs(config, site))
         products[site] = replace(product, overlap=0.0 if product.preload else 0.5)
     if products["qkv"].num_stages == 0:
         products["qkv"] = replace(products["qkv"], overlap=1.0)
     num_rows, num_columns = weight_shapes(config)["down"]
-    if as_for == 1 and num_columns >= 4 * num_rows:
+    if num_tokens == 1 and num_columns >= 4 * num_rows:
         # Whole rows by many warps: Qwen2.5-0.5B on an H100 0.568 -> 0.504 ms a step, and what
         # tuning found for three of four models there.
         widest = 1 << (num_columns - 1).bit_length()
@@ -86,16 +94,6 @@ def choose_launches(config: ModelConfig, num_tokens: int, weights: dtype) -> Cha
     # On an H200 0.739 -> 0.734 ms a step of Llama-3.2-1B for one token.
     launches = ChainLaunches(**products, carveout=72)  # type: ignore[arg-type]
     return replace(launches, attention_overlap=attention_overlap)
-
-
-def _suits_rings(config: ModelConfig, weights: dtype) -> bool:
-    """Whether one token's weights pass through rings, as those of two do; of small models alone.
-
-    On an H200 a step of Llama-3.2-1B takes 0.734 ms by the registers that would be chosen, and
-    0.689 by rings; Qwen2.5-1.5B 1.130 and 1.061, Qwen3-0.6B 0.664 and 0.559. The tuner knows both.
-    """
-    fits = all(columns % 256 == 0 for _, columns in weight_shapes(config).values())
-    return weights.itemsize == 2 and config.hidden_size <= _MOST_RING_HIDDEN and fits
 
 
 def find_launches(

@@ -96,7 +96,7 @@ def test_what_is_found_is_written_and_what_the_engine_then_takes(
     run.tune(engine, REQUEST, output, console)
     [entry] = json.loads(output.read_text())["entries"]
     found = find_launches(BASE, torch.float32, 1, INTERPRETER)
-    assert found != choose_launches(BASE, 1, torch.bfloat16)
+    assert found != choose_launches(BASE, 1, torch.float32)
     assert decode_chain.engine_launches(engine.runner.decoder, 1) == found
     assert (found.down.block_n, found.down.preload, found.down.overlap) == (2, False, 0.0)
     assert entry["measured"]["tuned"]["ms"] == pytest.approx(2.0)
@@ -112,7 +112,7 @@ def test_wrong_chains_are_rejected_and_equal_arithmetic_must_be_bitwise_equal(
     engine: Engine,
 ) -> None:
     meter = ChainMeter(engine, 1, [9], {})
-    start = replace(choose_launches(BASE, 1, torch.bfloat16), attention=None)
+    start = replace(choose_launches(BASE, 1, torch.float32), attention=None)
     meter.calibrate(start)
     good = replace(start, down=replace(start.down, block_n=2))
     assert meter(good, start, longer=False).verdict == "faster"
@@ -131,7 +131,7 @@ def test_wrong_chains_are_rejected_and_equal_arithmetic_must_be_bitwise_equal(
 
 def test_a_chain_whose_steps_change_when_repeated_is_rejected(engine: Engine) -> None:
     meter = ChainMeter(engine, 1, [9], {})
-    start = choose_launches(BASE, 1, torch.bfloat16)
+    start = choose_launches(BASE, 1, torch.float32)
     meter.calibrate(start)
     graphs = engine.runner.graphs
     assert isinstance(graphs, CpuGraphs)
@@ -144,14 +144,14 @@ def test_a_chain_whose_steps_change_when_repeated_is_rejected(engine: Engine) ->
 def test_defaults_that_are_wrong_end_the_search(engine: Engine) -> None:
     graphs = engine.runner.graphs
     assert isinstance(graphs, CpuGraphs)
-    graphs.wrong_warps = choose_launches(BASE, 1, torch.bfloat16).down.num_warps
+    graphs.wrong_warps = choose_launches(BASE, 1, torch.float32).down.num_warps
     graphs.wrong_by = 1.0
     with pytest.raises(EngineError, match="differ from the separate operators"):
-        ChainMeter(engine, 1, [9], {}).calibrate(choose_launches(BASE, 1, torch.bfloat16))
+        ChainMeter(engine, 1, [9], {}).calibrate(choose_launches(BASE, 1, torch.float32))
 
 
 def test_a_refused_chain_is_rejected_unmeasured(engine: Engine) -> None:
-    start = choose_launches(BASE, 1, torch.bfloat16)
+    start = choose_launches(BASE, 1, torch.float32)
     other = replace(start, o=replace(start.o, overlap=1.0))
     meter = ChainMeter(engine, 1, [9], {other: "OutOfResources: shared memory"})
     with pytest.raises(Rejected, match="OutOfResources"):
