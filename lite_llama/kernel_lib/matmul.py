@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from lite_llama.kernel_lib import matmul_launch
 from lite_llama.kernel_lib.matmul_launch import MatmulLaunch
 
-# Longer rows stream through a loop.
-SHORT_ROW = tl.constexpr(2048)
+SHORT_ROW = tl.constexpr(matmul_launch.SHORT_ROW)
 
 
 @triton.jit

@@ -40,6 +40,8 @@ class MatmulLaunch:
 
 
 CUBLAS = MatmulLaunch("cublas")
+# Columns of a row all of whose tiles "vector" has on their way at once; longer ones take a loop.
+SHORT_ROW = 2048
 # From here on a few rows read the weight faster through our tiles than through cuBLAS.
 _MANY_COLUMNS = 32768
 
@@ -90,15 +92,17 @@ def _choose_vector(problem: MatmulProblem) -> MatmulLaunch:
     Of shorter rows a program takes more: 49152 x 576 took 31.5 µs with one, 15.8 with four, and
     15.2 with 32 of which no tile is padded.
     """
-    many = problem.n >= 16384
-    if problem.k <= 1024 and (problem.k % 512 or not many):
-        if many:
-            return MatmulLaunch("vector", 1, 32, 64, num_warps=1)
-        block_k = min(512, max(16, 1 << (problem.k - 1).bit_length()))
-        return MatmulLaunch("vector", 1, 2, block_k, num_warps=1)
-    if problem.k <= 2048:
-        return MatmulLaunch("vector", 1, 2 if many else 1, 512, num_warps=1)
-    return MatmulLaunch("vector", 1, 1, 2048, num_warps=4 if problem.n * problem.k <= 2**25 else 2)
+    if problem.k > SHORT_ROW:
+        small = problem.n * problem.k <= 2**25
+        return MatmulLaunch("vector", 1, 1, 2048, num_warps=4 if small else 2)
+    if problem.n >= 16384:
+        padded = problem.k < 1024 and problem.k % 512
+        block_n, block_k = (32, 64) if padded else (2, 512)
+        return MatmulLaunch("vector", 1, block_n, block_k, num_warps=1)
+    if problem.k > 1024:
+        return MatmulLaunch("vector", 1, 1, 512, num_warps=1)
+    block_k = min(512, max(16, 1 << (problem.k - 1).bit_length()))
+    return MatmulLaunch("vector", 1, 2, block_k, num_warps=1)
 
 
 def _choose_two_rows(problem: MatmulProblem) -> MatmulLaunch:
@@ -106,7 +110,7 @@ def _choose_two_rows(problem: MatmulProblem) -> MatmulLaunch:
 
     From 8192 outputs on (10.9 µs against 12.1) and from four rows on cuBLAS leads.
     """
-    if problem.k <= 2048:
+    if problem.k <= SHORT_ROW:
         return replace(_choose_vector(problem), block_m=2)
     return MatmulLaunch("vector", 2, 2, 1024, num_warps=2)
 
