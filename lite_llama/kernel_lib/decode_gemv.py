@@ -30,13 +30,19 @@ def load_tile(pointers, columns, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 
 @triton.jit
-def load_rows(tile_ptr, K: tl.constexpr, BLOCK_K: tl.constexpr):
+def _load_rows(tile_ptr, K: tl.constexpr, BLOCK_K: tl.constexpr):
     """Whole rows of a weight, a tuple of tiles."""
     columns = tl.arange(0, BLOCK_K)
     tiles = (columns,)[:0]
     for start in tl.static_range(0, K, BLOCK_K):
         tiles += (load_tile(tile_ptr + start, columns + start, K, BLOCK_K),)
     return tiles
+
+
+@triton.jit
+def _load_two_groups(tile_ptr, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """What of a program's groups is on its way before anything is waited for."""
+    return _load_rows(tile_ptr, K, BLOCK_K) + _load_rows(tile_ptr + BLOCK_N * K, K, BLOCK_K)
 
 
 @triton.jit
@@ -82,7 +88,7 @@ def load_early(
         gdc_launch_dependents()
     tiles = (columns,)[:0]
     if PRELOAD and GROUPS > 1:
-        tiles += load_rows(tile_ptr, K, BLOCK_K) + load_rows(tile_ptr + BLOCK_N * K, K, BLOCK_K)
+        tiles += _load_two_groups(tile_ptr, K, BLOCK_N, BLOCK_K)
     elif PRELOAD and STAGES == 0:
         tiles += (load_tile(tile_ptr, columns, K, BLOCK_K),)
     norm = (columns,)[:0]
@@ -236,7 +242,7 @@ def _products_of_groups(
     for i in tl.static_range(TOKENS):
         inputs += _load_vector(x_ptr + min(i, M - 1) * K, K, BLOCK_K)
     if len(tiles) == 0:
-        tiles += load_rows(tile_ptr, K, BLOCK_K) + load_rows(tile_ptr + BLOCK_N * K, K, BLOCK_K)
+        tiles += _load_two_groups(tile_ptr, K, BLOCK_N, BLOCK_K)
     if len(norm) > 0:
         normed = (columns,)[:0]
         for i in tl.static_range(TOKENS):
@@ -249,7 +255,7 @@ def _products_of_groups(
     for group in tl.static_range(GROUPS):
         wide = _widened(tiles[group * TILES : (group + 1) * TILES])
         if group + 2 < GROUPS:
-            tiles += load_rows(tile_ptr + (group + 2) * BLOCK_N * K, K, BLOCK_K)
+            tiles += _load_rows(tile_ptr + (group + 2) * BLOCK_N * K, K, BLOCK_K)
         sums = (columns,)[:0]
         for i in tl.static_range(TOKENS):
             sums += (_multiplied(wide, inputs[i * TILES : (i + 1) * TILES]),)
