@@ -15,8 +15,9 @@ Running = Callable[[], AbstractContextManager[None]]
 _LAUNCHES = [
     (1, GemvLaunch(8, 64, 1)),
     (1, GemvLaunch(4, 64, 2, overlap=0.0)),
-    (1, GemvLaunch(4, 256, 2, overlap=0.0, groups=4)),
-    (2, GemvLaunch(8, 256, 4, overlap=0.8, preload=False, groups=2)),
+    (1, GemvLaunch(4, 64, 2, overlap=0.0, groups=2)),
+    (1, GemvLaunch(2, 256, 2, overlap=0.0, groups=4)),
+    (2, GemvLaunch(2, 256, 2, overlap=0.8, preload=False, groups=4)),
     (2, GemvLaunch(8, 64, 2, overlap=0.5, preload=False, prefetch=1.0)),
     (1, GemvLaunch(8, 128, 4, overlap=1.0, prefetch=0.5)),
     (2, GemvLaunch(4, 512, 2)),

@@ -184,7 +184,7 @@ def test_how_many_programs_share_a_sequence_does_not_change_a_bit(
     sinks = torch.tensor([-1.0, 3.0], device=device) if with_sinks else None
     results = [
         run(x, Launch(32, 32, n, 32, num_warps=4, num_stages=2), window, sinks)
-        for n in (1, 2, 3, 7, 8, 32)
+        for n in (1, 2, 3, 4, 7, 8, 16, 32)
     ]
     assert all(same_bits(result, results[0]) for result in results)
     begins = [max(0, n - window) if window else 0 for n in CHUNKED]
@@ -207,7 +207,7 @@ def test_programs_shared_out_by_length_do_not_change_a_bit(
     assert same_bits(run(x, by_length, window), run(x, evenly, window))
 
 
-@pytest.mark.parametrize("lengths", [[9 * 32] + [1] * 40, [0, 0], [1] * 32 + [40 * 32]])
+@pytest.mark.parametrize("lengths", [[9 * 32] + [1] * 260, [0, 0], [1] * 32 + [40 * 32]])
 def test_programs_shared_out_among_many_or_none(device: torch.device, lengths: list[int]) -> None:
     """More sequences than are looked at in one go of few, and no key at all."""
     x = decode(lengths, Heads(1, 1, 16), torch.float32, device, 16)
